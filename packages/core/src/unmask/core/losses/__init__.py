@@ -1,0 +1,5 @@
+"""How wrong an answer is: plain functions that give one value per token, and explicit reductions."""
+
+from unmask.core.losses.regression import l1, l2, mean_term, regression, smooth_l1
+
+__all__ = ["l1", "l2", "mean_term", "regression", "smooth_l1"]

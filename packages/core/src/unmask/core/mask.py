@@ -1,0 +1,197 @@
+"""Which tokens are hidden: the types that every domain shares.
+
+One polarity everywhere: **True means hidden**. Index sets come padded (`Indices`, a rectangle with a validity flag) and
+packed (`Packed`, concatenated with offsets, the form variable-length attention takes). Class and register tokens stand
+outside: a mask counts only the tokens that can be hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A set of tokens per sample, concatenated.
+
+    Args:
+        index: positions in the flattened (batch * tokens) axis, sample after sample.
+        offsets: start of every sample in `index`, and its length at the end (``cu_seqlens`` elsewhere).
+        longest: length of the longest set, or None where it is not known without a host sync.
+    """
+
+    index: Int[Tensor, "total"]
+    offsets: Int[Tensor, "batch_plus_1"]
+    longest: int | None = None
+
+    def take(self, x: Tensor) -> Tensor:
+        """Rows of `x` [batch, tokens, ...] in packed order: [total, ...]."""
+        return x.flatten(0, 1)[self.index]
+
+
+@dataclass(frozen=True)
+class Indices:
+    """A set of tokens per sample, as a rectangle of positions.
+
+    Args:
+        index: token positions; a padded slot holds some legal position and must not be used.
+        valid: False where a slot is padding; None when every slot counts.
+    """
+
+    index: Int[Tensor, "batch count"]
+    valid: Bool[Tensor, "batch count"] | None = None
+
+    @property
+    def count(self) -> int:
+        """Slots per sample, padding included."""
+        return self.index.shape[1]
+
+    @property
+    def lengths(self) -> Int[Tensor, "batch"]:
+        """Tokens in each sample's set."""
+        if self.valid is None:
+            return torch.full((self.index.shape[0],), self.count, device=self.index.device)
+        return self.valid.sum(1)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Gather these tokens of `x` [batch, tokens, ...]: [batch, count, ...]."""
+        index = self.index.reshape(*self.index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+        return x.gather(1, index)
+
+    def put(self, x: Tensor, values: Tensor) -> Tensor:
+        """A copy of `x` [batch, tokens, ...] with `values` [batch, count, ...] at these tokens."""
+        index = self.index
+        if self.valid is not None:  # padded slots write to a row that is cut off again
+            index = index.masked_fill(~self.valid, x.shape[1])
+            x = torch.cat([x, x[:, :1]], dim=1)
+        index = index.reshape(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+        filled = x.scatter(1, index, values.to(x.dtype))
+        return filled if self.valid is None else filled[:, :-1]
+
+    def packed(self, tokens: int) -> Packed:
+        """The same sets, concatenated. Costs one host sync when there is padding (the total is data).
+
+        Args:
+            tokens: length of the token axis that the positions refer to.
+        """
+        flat = self.index + torch.arange(len(self.index), device=self.index.device)[:, None] * tokens
+        index = flat.flatten() if self.valid is None else flat[self.valid]
+        offsets = torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32)
+        return Packed(index, offsets, self.count if self.valid is None else None)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens of a batch are hidden.
+
+    Make one with `from_scores` or `from_hidden`; the maskings in `unmask.core.masking` do.
+
+    Args:
+        hidden: True = hidden.
+        order: a permutation of the tokens per sample: visible first, then hidden, then padding.
+        num_visible: visible tokens per sample where that is the same known number for all, else None (ragged).
+        valid: False = padding, which is never hidden and never counted; None when there is none.
+    """
+
+    hidden: Bool[Tensor, "batch tokens"]
+    order: Int[Tensor, "batch tokens"]
+    num_visible: int | None
+    valid: Bool[Tensor, "batch tokens"] | None = None
+
+    @classmethod
+    def from_scores(cls, scores: Float[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"], num_visible: int) -> Mask:
+        """Keep the `num_visible` tokens with the lowest scores of each sample and hide the rest.
+
+        With uniform noise as scores this is MAE's masking, and with the same noise the same mask (arXiv 2111.06377,
+        section 3). Negate the scores to keep the highest. Ties go to the lower position.
+
+        Raises:
+            ValueError: `num_visible` leaves nothing visible or nothing hidden.
+        """
+        check_count(num_visible, scores.shape[1])
+        return cls.from_order(scores.argsort(dim=1, stable=True), num_visible)
+
+    @classmethod
+    def from_order(cls, order: Int[Tensor, "batch tokens"], num_visible: int) -> Mask:
+        """Keep the first `num_visible` tokens of each sample's permutation and hide the rest."""
+        hidden = torch.ones_like(order, dtype=torch.bool)
+        hidden.scatter_(1, order[:, :num_visible], False)
+        return cls(hidden, order, num_visible)
+
+    @classmethod
+    def from_hidden(
+        cls,
+        hidden: Bool[Tensor, "batch tokens"],
+        valid: Bool[Tensor, "batch tokens"] | None = None,
+        num_visible: int | None = None,
+    ) -> Mask:
+        """A mask from a boolean array, tokens of each kind in spatial order.
+
+        Args:
+            hidden: True = hidden; entries at padding are ignored.
+            valid: False = padding.
+            num_visible: visible tokens per sample if you know that all samples have that many.
+        """
+        if valid is None:
+            kind = hidden.to(torch.uint8)
+        else:
+            hidden = hidden & valid
+            kind = hidden.to(torch.uint8) + 2 * (~valid).to(torch.uint8)
+        return cls(hidden, kind.argsort(dim=1, stable=True), num_visible, valid)
+
+    @property
+    def restore(self) -> Int[Tensor, "batch tokens"]:
+        """The inverse of `order` (``ids_restore`` elsewhere): gathering with it undoes the reordering."""
+        positions = torch.arange(self.order.shape[1], device=self.order.device).expand_as(self.order)
+        return torch.empty_like(self.order).scatter_(1, self.order, positions)
+
+    @property
+    def visible(self) -> Bool[Tensor, "batch tokens"]:
+        """True where a token is real and not hidden."""
+        return ~self.hidden if self.valid is None else ~self.hidden & self.valid
+
+    @property
+    def visible_indices(self) -> Indices:
+        """The visible tokens. A ragged mask costs one host sync for the longest set."""
+        if self.num_visible is not None:
+            return Indices(self.order[:, : self.num_visible])
+        return self._slots(torch.zeros_like(self.visible.sum(1)), self.visible.sum(1))
+
+    @property
+    def hidden_indices(self) -> Indices:
+        """The hidden tokens. A ragged mask costs one host sync for the longest set."""
+        if self.num_visible is not None and self.valid is None:
+            return Indices(self.order[:, self.num_visible :])
+        return self._slots(self.visible.sum(1), self.hidden.sum(1))
+
+    def _slots(self, start: Int[Tensor, "batch"], lengths: Int[Tensor, "batch"]) -> Indices:
+        slot = torch.arange(int(lengths.max()), device=self.order.device)
+        place = (start[:, None] + slot).clamp(max=self.order.shape[1] - 1)
+        return Indices(self.order.gather(1, place), slot < lengths[:, None])
+
+
+@dataclass(frozen=True)
+class Split:
+    """A context and the token sets to be predicted from it: disjoint, not necessarily everything (I-JEPA, V-JEPA)."""
+
+    context: Indices
+    targets: tuple[Indices, ...]
+
+    @classmethod
+    def from_mask(cls, mask: Mask) -> Split:
+        """The split in which everything visible is context and everything hidden is one target set."""
+        return cls(mask.visible_indices, (mask.hidden_indices,))
+
+
+def check_count(num_visible: int, tokens: int) -> None:
+    """Raise ValueError unless at least one of `tokens` stays visible and at least one is hidden."""
+    if not 0 < num_visible < tokens:
+        what = "nothing would be visible" if num_visible <= 0 else "nothing would be hidden"
+        raise ValueError(
+            f"{num_visible} of {tokens} tokens visible: {what}. Choose a ratio that leaves between 1 and "
+            f"{tokens - 1} of the {tokens} tokens visible, or more tokens (a larger image, a smaller patch)."
+        )

@@ -1,0 +1,149 @@
+"""What a method is: five plain functions on a module, and the small types that travel between them.
+
+A trained method is an ``nn.Module`` with
+
+* ``draw(batch, clock, key) -> Plan``: every random or scheduled choice (masks, times, noise, gates);
+* ``forward(batch, plan) -> Output``: the loss terms, a pure function of both apart from dropout;
+* ``encode(batch) -> Features``: what transfers. Never masks, in any mode, and keeps spatial order;
+* ``predict(batch, plan) -> Tensor``: what the method answers for the hidden tokens; `forward` scores it, and
+  `check_method` holds it against leaks;
+* ``picture(batch, plan) -> dict``: named images for the report.
+
+Optional: ``after_step(clock)`` (teachers), ``no_weight_decay() -> set`` of parameter names.
+There is no base class: whatever has these functions works in our loop, and a method works in anybody's loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask.core.mask import Mask
+from unmask.core.randomness import Key
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where a run is. Schedules depend on this and on nothing else.
+
+    Args:
+        step: optimizer steps done before this one.
+        total_steps: optimizer steps of the whole run.
+        epoch: passes over the data completed.
+        samples_seen: samples consumed before this step, over all ranks.
+    """
+
+    step: int = 0
+    total_steps: int = 1
+    epoch: int = 0
+    samples_seen: int = 0
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, in [0, 1]."""
+        return self.step / max(1, self.total_steps)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss, kept as a sum and a count so that means over micro-batches and ranks are exact.
+
+    Args:
+        total: the sum of the per-item losses.
+        count: how many items were summed. Depends on the batch and the plan only, never on what the network computes.
+        weight: its weight in the loss.
+    """
+
+    total: Float[Tensor, ""]
+    count: Tensor | float
+    weight: float = 1.0
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """total / count."""
+        return self.total / self.count
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns: loss terms by name, and numbers to log (scalar tensors, without gradient)."""
+
+    terms: dict[str, Term]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """The weighted sum of the terms' means: call ``output.loss.backward()`` in your own loop."""
+        return sum((term.weight * term.mean for term in self.terms.values()), start=torch.zeros(()).to(self._device()))
+
+    def _device(self) -> torch.device:
+        return next(iter(self.terms.values())).total.device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every random or scheduled choice of one forward pass. Methods that choose more than a mask extend it."""
+
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder gives: tokens in spatial order, without class or register tokens.
+
+    Args:
+        tokens: one vector per token, row-major over `grid`.
+        grid: tokens along each axis, for example (rows, columns).
+        cls: the class token's vector, where the encoder has one.
+    """
+
+    tokens: Float[Tensor, "batch tokens dim"]
+    grid: tuple[int, ...]
+    cls: Float[Tensor, "batch dim"] | None = None
+
+    @property
+    def pooled(self) -> Float[Tensor, "batch dim"]:
+        """The mean over tokens: one vector per sample."""
+        return self.tokens.mean(1)
+
+
+class Batch(Protocol):
+    """What every batch has: a frozen dataclass of tensors with the samples' ids (see `unmask.core.randomness`)."""
+
+    ids: Tensor
+
+
+class Method(Protocol):
+    """The faces of a trained method; see the module's docstring."""
+
+    def draw(self, batch: Any, clock: Clock, key: Key) -> Any: ...
+    def __call__(self, batch: Any, plan: Any) -> Output: ...
+    def encode(self, batch: Any) -> Features: ...
+    def predict(self, batch: Any, plan: Any) -> Tensor: ...
+    def picture(self, batch: Any, plan: Any) -> dict[str, Tensor]: ...
+
+
+def map_tensors(value: T, function: Any) -> T:
+    """Apply `function` to every tensor in nested dataclasses, mappings and sequences."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **changed)
+    if isinstance(value, Mapping):
+        return type(value)((k, map_tensors(v, function)) for k, v in value.items())  # type: ignore[call-arg]
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(v, function) for v in value)  # type: ignore[call-arg]
+    return value
+
+
+def to_device(value: T, device: torch.device | str) -> T:
+    """Move every tensor of a batch or plan to `device`, without waiting where the memory is pinned."""
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,0 +1,1 @@
+"""Parts that encoders and predictors are made of: the transformer block, positions, initialisations."""
