@@ -1,0 +1,163 @@
+"""Run a comparison of vision methods: every method, budget and seed, each trained and evaluated, one JSON at the end.
+
+    python tools/benchmark.py --data mnist5k --budgets 500 --out benchmarks/vision/mnist5k.json
+    python tools/benchmark.py --data fmnist --budgets 500 2000 8000 --jobs 14 --device cuda --out ...
+
+Every run is a directory under --runs; a finished one is not run again, so an interrupted comparison goes on where it
+stopped. The protocol is benchmarks/vision/PROTOCOL.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+VARIANTS = {
+    "mae": ("vision/mae", {}),
+    "simmim": ("vision/simmim", {}),
+    **{f"colormae-{c}": ("vision/colormae", {"model.color": c}) for c in ("red", "green", "blue", "purple")},
+}
+
+
+def run_one(variant: str, data: str, steps: int, seed: int, folder: Path, device: str, quick: bool) -> None:
+    """Train and evaluate one run, in this process."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("UNMASK_THREADS", "2")))
+    from unmask.core.training.loop import train
+    from unmask.core.training.recipe import load_recipe
+    from unmask.vision.evaluation import evaluate
+
+    method, settings = VARIANTS[variant]
+    overrides = {**settings, "seed": seed, "data.source": data, "schedule.steps": steps}
+    overrides |= {"training.precision": "bf16-mixed" if device == "cuda" else "32-true"}
+    start = time.perf_counter()
+    train(load_recipe(method, "tiny", overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
+    trained = time.perf_counter()
+    evaluate(folder, device=device, quick=quick, seed=seed)
+    seconds = {"train_seconds": trained - start, "evaluate_seconds": time.perf_counter() - trained}
+    (folder / "done.json").write_text(json.dumps(seconds))
+
+
+def launch(arguments: list[str], folder: Path, threads: int) -> bool:
+    """One run in a process of its own; its output goes to the run's log."""
+    if (folder / "done.json").exists():
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "UNMASK_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    with open(folder.with_suffix(".log"), "w") as log:
+        code = subprocess.run([sys.executable, __file__, *arguments], stdout=log, stderr=log, env=environment).returncode
+    if code:
+        print(f"FAILED {folder} (see {folder.with_suffix('.log')})", flush=True)
+    return code == 0
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, standard deviation over seeds (n - 1) and the values themselves."""
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "values": values,
+    }
+
+
+def flatten(prefix: str, value: Any) -> dict[str, float]:
+    """Numbers of nested mappings by dotted name."""
+    if isinstance(value, dict):
+        return {k: v for name, inner in value.items() for k, v in flatten(f"{prefix}.{name}", inner).items()}
+    return {prefix: float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+
+
+def collect(runs: Path, variants: list[str], budgets: list[int], seeds: list[int]) -> list[dict[str, Any]]:
+    """One row per variant and budget: the spread of every number in the runs' evaluation.json, and the losses."""
+    rows = []
+    for variant, steps in product(variants, budgets):
+        numbers: dict[str, list[float]] = {}
+        for seed in seeds:
+            folder = runs / f"{variant}-{steps}-{seed}"
+            if not (folder / "done.json").exists():
+                continue
+            evaluation = json.loads((folder / "evaluation.json").read_text())
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            flat = flatten("", evaluation["rows"]) | {
+                ".loss": next(line["loss"] for line in reversed(lines) if "loss" in line),
+                ".val_loss": next((line["val_loss"] for line in reversed(lines) if "val_loss" in line), float("nan")),
+            }
+            for name, value in (flat | json.loads((folder / "done.json").read_text())).items():
+                numbers.setdefault(name.lstrip("."), []).append(value)
+        rows.append({"variant": variant, "steps": steps, **{k: spread(v) for k, v in numbers.items()}})
+    return rows
+
+
+def hardware(device: str) -> str:
+    """What the runs ran on."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return f"{names[0].strip()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="mnist5k", help="a carrier's name or a folder (default mnist5k)")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--budgets", nargs="+", type=int, default=[500], help="optimizer steps")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where the run directories go")
+    parser.add_argument("--out", type=Path, help="the JSON to write")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of a run")
+    parser.add_argument("--quick", action="store_true", help="no fine-tuning")
+    parser.add_argument("--one", nargs=3, metavar=("VARIANT", "STEPS", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    runs = args.runs / Path(args.data).name
+    if args.one:
+        variant, steps, seed = args.one
+        folder = runs / f"{variant}-{steps}-{seed}"
+        run_one(variant, args.data, int(steps), int(seed), folder, args.device, args.quick)
+        return
+    # Longest first, so that no long run is left alone at the end.
+    jobs = list(product(sorted(args.budgets, reverse=True), args.seeds, args.variants))
+    common = ["--data", args.data, "--runs", str(args.runs), "--device", args.device, *["--quick"] * args.quick]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        waiting = [
+            pool.submit(launch, [*common, "--one", variant, str(steps), str(seed)],
+                        runs / f"{variant}-{steps}-{seed}", args.threads)
+            for steps, seed, variant in jobs
+        ]  # fmt: skip
+        for i, job in enumerate(waiting, start=1):
+            job.result()
+            print(f"{i}/{len(jobs)} after {time.perf_counter() - start:.0f} s", flush=True)
+    import torch
+
+    result = {
+        "command": "python " + " ".join(sys.argv),
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(args.device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "protocol": "benchmarks/vision/PROTOCOL.md",
+        "data": args.data,
+        "rows": collect(runs, args.variants, args.budgets, args.seeds),
+    }
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
