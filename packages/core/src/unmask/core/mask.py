@@ -170,7 +170,9 @@ class Mask:
 
     def _slots(self, start: Int[Tensor, "batch"], lengths: Int[Tensor, "batch"]) -> Indices:
         slot = torch.arange(int(lengths.max()), device=self.order.device)
-        place = (start[:, None] + slot).clamp(max=self.order.shape[1] - 1)
+        # Padding repeats a set's last member: what it gathers is never of the other kind (NaN would pass attention).
+        place = start[:, None] + torch.minimum(slot, lengths[:, None] - 1).clamp(min=0)
+        place = place.clamp(max=self.order.shape[1] - 1)
         return Indices(self.order.gather(1, place), slot < lengths[:, None])
 
 

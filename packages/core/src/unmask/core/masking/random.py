@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,6 +16,7 @@ from unmask.core.randomness import Key
 Rounding = Literal["floor_keep", "ceil_hide", "round"]
 
 
+@runtime_checkable
 class Masking(Protocol):
     """Anything that draws a mask for a batch of token grids; grids are flattened row-major."""
 

@@ -1,0 +1,27 @@
+"""Masked image modelling.
+
+Importing this package is cheap; `load` brings in torch when it is first asked for::
+
+    import unmask.vision
+
+    encoder = unmask.vision.load("runs/demo")
+    features = encoder(encoder.preprocess(["cat.jpg", "dog.jpg"])).pooled
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unmask.vision.pretrained import load as load
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from unmask.vision.pretrained import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,180 @@
+"""MAE: Masked Autoencoders Are Scalable Vision Learners (He et al., CVPR 2022, arXiv 2111.06377).
+
+The encoder sees a random quarter of the patches and no mask tokens. A small decoder receives the encoded tokens and one
+learned token at every hidden place, and regresses the pixels of the hidden patches.
+
+Where the released code differs from the paper or leaves a choice, this file does the following:
+
+* `norm_pix` is on (the paper's best setting and the released encoders' recipe; off by default in the released code).
+* Decoder tokens stay in the order visible, hidden: attention does not depend on order, so nothing is put back into
+  raster order, and the prediction head runs on hidden tokens only. Values equal the released layout's.
+* All parameters but vectors and biases decay, `cls_token` and `mask_token` included, as in the released code.
+* Optimizer, schedule and augmentation are the recipe's: ``paper`` holds the published values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unmask.core.losses import l2, mean_term
+from unmask.core.masking import Masking, RandomMasking
+from unmask.core.method import Clock, Features, Output, Plan
+from unmask.core.nn.init import xavier_init
+from unmask.core.nn.positions import sincos_positions
+from unmask.core.nn.transformer import Block
+from unmask.core.randomness import Key
+from unmask.core.targets import denormalize_patches, normalize_patches, patchify, unpatchify
+from unmask.vision.data import ImageBatch
+from unmask.vision.data import Settings as DataSettings
+from unmask.vision.encoders import VisionTransformer, ViTSettings
+
+CARD = {
+    "title": "Masked Autoencoders Are Scalable Vision Learners",
+    "paper": "He et al., CVPR 2022, arXiv 2111.06377",
+    "kind": "pretrain",
+    "evidence": "full",
+    "reference": "facebookresearch/mae",
+    "reference_licence": "CC-BY-NC-4.0",
+}
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """The decoder's shape; the defaults are the paper's, for every encoder size."""
+
+    dim: int = 512
+    depth: int = 8
+    heads: int = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a recipe may set under ``model``.
+
+    Args:
+        encoder: the Vision Transformer.
+        decoder: the decoder.
+        mask_ratio: share of patches hidden, in (0, 1).
+        norm_pix: normalise every target patch by its own mean and standard deviation.
+    """
+
+    encoder: ViTSettings = field(default_factory=ViTSettings)
+    decoder: DecoderSettings = field(default_factory=DecoderSettings)
+    mask_ratio: float = 0.75
+    norm_pix: bool = True
+
+
+def build(settings: Settings, data: DataSettings) -> MAE:
+    """The model that a recipe describes."""
+    encoder = VisionTransformer(settings.encoder, data.image_size, data.channels)
+    return MAE(encoder, settings.decoder, masking=RandomMasking(settings.mask_ratio), norm_pix=settings.norm_pix)
+
+
+class MAE(nn.Module):
+    """A masked autoencoder around a Vision Transformer.
+
+    Args:
+        encoder: the network to pre-train.
+        decoder: the decoder's shape.
+        masking: who is hidden. The paper's is uniform at 75 %; any masking will do, ragged ones included.
+        norm_pix: normalise every target patch by its own mean and standard deviation.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        decoder: DecoderSettings | None = None,
+        *,
+        masking: Masking | None = None,
+        norm_pix: bool = True,
+    ) -> None:
+        super().__init__()
+        decoder = decoder or DecoderSettings()
+        self.encoder = encoder
+        self.masking = masking or RandomMasking(0.75)
+        self.norm_pix = norm_pix
+        self.patch_size = encoder.settings.patch_size
+        prefix = int(encoder.settings.class_token)
+        table = nn.functional.pad(sincos_positions(encoder.grid, decoder.dim), (0, 0, prefix, 0))
+        self.decoder_embed = nn.Linear(encoder.dim, decoder.dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.dim))
+        self.decoder_pos_embed = nn.Parameter(table[None], requires_grad=False)
+        self.decoder_blocks = nn.ModuleList(Block(decoder.dim, decoder.heads) for _ in range(decoder.depth))
+        self.decoder_norm = nn.LayerNorm(decoder.dim, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder.dim, self.patch_size**2 * encoder.channels)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        self.apply(xavier_init)
+        nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.data.flatten(1))
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def draw(self, batch: ImageBatch, clock: Clock, key: Key) -> Plan:
+        """Choose what is hidden (section 3, "Masking")."""
+        return Plan(self.masking(key.stream("mask"), self.encoder.grid))
+
+    def predict(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
+        """Encode what is visible, decode all, and answer for the hidden patches, in the order of `hidden_indices`."""
+        visible, hidden = plan.mask.visible_indices, plan.mask.hidden_indices
+        latent = self.decoder_embed(self.encoder.forward_visible(batch.images, visible))
+
+        prefix = latent.shape[1] - visible.count
+        cls_position, position = self.decoder_pos_embed.expand(len(latent), -1, -1).split(
+            [prefix, self.decoder_pos_embed.shape[1] - prefix], dim=1
+        )
+        seen = latent + torch.cat([cls_position, visible.take(position)], dim=1)
+        asked = self.mask_token + hidden.take(position)
+
+        x = torch.cat([seen, asked], dim=1)
+        valid = _decoder_valid(plan, prefix)
+        for block in self.decoder_blocks:
+            x = block(x, valid=valid)
+        return self.decoder_pred(self.decoder_norm(x[:, -hidden.count :]))
+
+    @torch.no_grad()
+    def target(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
+        """The hidden patches' pixels, in the order of `hidden_indices` (section 3, "Reconstruction target")."""
+        patches = plan.mask.hidden_indices.take(patchify(batch.images, self.patch_size))
+        return normalize_patches(patches) if self.norm_pix else patches
+
+    def forward(self, batch: ImageBatch, plan: Plan) -> Output:
+        """Mean squared error over the hidden patches of the batch."""
+        values = l2(self.predict(batch, plan), self.target(batch, plan))
+        return Output({"reconstruction": mean_term(values, plan.mask.hidden_indices.valid)})
+
+    def encode(self, batch: ImageBatch) -> Features:
+        """Features of whole images: nothing is masked, whatever the mode."""
+        return self.encoder(batch.images)
+
+    @torch.no_grad()
+    def picture(self, batch: ImageBatch, plan: Plan) -> dict[str, Float[Tensor, "batch channels height width"]]:
+        """The images, what the encoder saw of them, and the reconstruction with visible patches as they were.
+
+        With `norm_pix` predictions are put back to scale with the true patch's mean and deviation.
+        """
+        hidden = plan.mask.hidden_indices
+        patches = patchify(batch.images, self.patch_size)
+        prediction = self.predict(batch, plan).float()
+        if self.norm_pix:
+            prediction = denormalize_patches(prediction, hidden.take(patches))
+
+        def image(x: Tensor) -> Tensor:
+            return unpatchify(x, self.patch_size, self.encoder.grid)
+
+        return {
+            "input": batch.images,
+            "masked": image(patches.masked_fill(plan.mask.hidden[..., None], 0.0)),
+            "reconstruction": image(hidden.put(patches, prediction)),
+        }
+
+
+def _decoder_valid(plan: Plan, prefix: int) -> Tensor | None:
+    """Which decoder tokens are real, for ragged masks."""
+    visible, hidden = plan.mask.visible_indices.valid, plan.mask.hidden_indices.valid
+    if visible is None or hidden is None:
+        return None
+    return torch.cat([nn.functional.pad(visible, (prefix, 0), value=True), hidden], dim=1)
