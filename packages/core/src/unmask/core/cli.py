@@ -1,0 +1,395 @@
+"""The command line: ``unmask list | data | train | evaluate | finetune | embed | report | export``.
+
+Everything heavy is imported inside the command that needs it, so that ``unmask list`` and ``--help`` are instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unmask.core import registry
+from unmask.core.errors import UnmaskError
+from unmask.core.training.signals import Interrupted
+
+
+def _examples(*commands: str) -> str:
+    """The end of a help page; the first character has click keep the lines as they are."""
+    return "\b\nExamples:\n" + "".join(f"  {command}\n" for command in commands)
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Learn by hiding part of the data and predicting it: pre-train, evaluate, fine-tune and export encoders.\n\n"
+    "\b\nA first run:\n"
+    "  unmask list                                  what can be trained\n"
+    "  unmask train vision/mae --out runs/first     on demonstration data, in minutes\n"
+    "  unmask evaluate runs/first\n"
+    "  unmask report runs/first                     a page with curves and pictures",
+)
+data_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Public data sets that a run can use by name: what there is, fetch one, find where it lies.\n\n"
+    "\b\nExamples:\n"
+    "  unmask data list\n"
+    "  unmask train vision/mae --data cifar10 --out runs/cifar",
+)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, for scripts.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: what `--out` named when it was trained.")]
+
+
+def main(domain: str | None = None) -> None:
+    """Run the command line; `domain` is put before method names without one (``unmask-vision train mae``).
+
+    Mistakes of the user end in one message on stderr and exit code 2; errors of ours keep their traceback.
+    """
+    try:
+        app(obj=domain)
+    except (UnmaskError, registry.UnknownMethodError) as error:
+        if _rank_zero():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        if _rank_zero():
+            print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+
+
+def _rank_zero() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _full_name(domain: str | None, method: str) -> str:
+    return f"{domain}/{method}" if domain and "/" not in method else method
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+@app.command("list", epilog=_examples("unmask list", "unmask list --json"))
+def list_methods(context: typer.Context, as_json: Json = False) -> None:
+    """Every method that is installed, with its kind and paper.
+
+    Methods marked as a reconstruction rest on thin published evidence: most of their numbers are ours.
+    """
+    cards = [c for c in registry.methods().values() if context.obj in (None, c.id.split("/")[0])]
+    if as_json:
+        names = ("id", "title", "package", "kind", "paper", "evidence", "reference", "reference_licence")
+        _print([{name: getattr(c, name) for name in names} | {"reconstruction": c.reconstruction} for c in cards])
+        return
+    rows = [(c.id, c.kind, c.paper + (" (reconstruction)" if c.reconstruction else "")) for c in cards]
+    _table([("method", "kind", "paper"), *rows])
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@data_app.command("list", epilog=_examples("unmask data list"))
+def list_data(as_json: Json = False) -> None:
+    """The data sets that can be used by name, with size and licence."""
+    from unmask.core import carriers
+
+    found = carriers.list_carriers().values()
+    if as_json:
+        names = ("name", "holds", "size", "licence", "source", "registry", "package", "version")
+        _print([{n: getattr(c, n) for n in names} | {"fetched": carriers.is_cached(c)} for c in found])
+        return
+    rows = [(c.name, c.megabytes, "yes" if carriers.is_cached(c) else "-", c.licence, c.holds) for c in found]
+    _table([("name", "size", "here", "licence", "holds"), *rows])
+
+
+@data_app.command("fetch", epilog=_examples("unmask data fetch cifar10"))
+def fetch_data(name: Annotated[str, typer.Argument(help="A name from `unmask data list`.")]) -> None:
+    """Download a data set into the cache, check it, and print where it lies."""
+    from unmask.core import carriers
+
+    print(carriers.fetch(carriers.find(name)))
+
+
+@data_app.command("path", epilog=_examples("ls -l $(unmask data path cifar10)"))
+def path_of_data(name: Annotated[str, typer.Argument(help="A name from `unmask data list`.")]) -> None:
+    """Print where a data set lies, without downloading anything; an error if it is not there."""
+    from unmask.core import carriers
+
+    carrier = carriers.find(name)
+    if not carriers.is_cached(carrier):
+        raise UnmaskError(f"{name} has not been fetched; fetch it with: unmask data fetch {name}")
+    print(carriers.path(carrier))
+
+
+@app.command(
+    epilog=_examples(
+        "unmask train vision/mae --out runs/first                        minutes on a laptop",
+        "unmask train vision/mae --data photos/ --epochs 50 --out runs/photos",
+        "unmask train vision/mae --set model.mask_ratio=0.6 --set training.batch_size=128 --out runs/sixty",
+        "unmask train vision/mae --recipe paper --data imagenet/train --devices 8 --out runs/paper --dry-run",
+        "unmask train --resume runs/photos                               after an interruption",
+        "unmask train --resume runs/photos --epochs 100 --extend         longer than planned",
+    ),
+)
+def train(
+    context: typer.Context,
+    method: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help="One of `unmask list`, e.g. vision/mae.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="`tiny` (the default), `paper` (the published setting) or a YAML file."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|NAME", help="Your data (folder, shards or parquet), or a name from `unmask data list`."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run directory to make.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Train this many steps; warm-up keeps its share of the run.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train this many epochs; likewise.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of weights, order, augmentation and masks.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; may be repeated."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Start from the weights of this run or exported directory, heads included."),
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, metavar="N", help="Processes on this machine, one per GPU.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Machines.")] = 1,
+    strategy: Annotated[str, typer.Option(metavar="NAME", help="`auto` or `ddp`.")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Data loading processes per device.")] = None,
+    precision: Annotated[str | None, typer.Option(metavar="NAME", help="`auto`, `32-true` or `bf16-mixed`.")] = None,
+    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Deterministic kernels only, for bit-for-bit runs on a GPU (slower)."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe, sizes and cost; write nothing.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted, exactly.")
+    ] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="With --resume: allow another --steps or --epochs.")] = False,
+    log: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also log to `tensorboard` or `wandb`; may be repeated.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Pre-train a method on your data, or on its demonstration data.
+
+    A run directory holds the resolved recipe, the environment, metrics.jsonl, checkpoints and the final
+    model.safetensors. Ctrl-C and SIGTERM finish the step, save, and say how to go on; a run killed in any other way
+    resumes from its last checkpoint to the same weights, bit for bit.
+    """
+    given = {
+        "data.source": data,
+        "seed": seed,
+        "init": init,
+        "training.workers": workers,
+        "training.precision": precision,
+        "training.compile": compile_,
+    }
+    chosen = _recipe(context.obj, method, recipe, resume, settings or [], given, epochs, steps, devices * nodes)
+    if dry_run:
+        _dry_run(chosen, devices, nodes, as_json)
+        return
+    if resume is None and out is None:
+        raise UnmaskError("name a directory for the run: --out runs/NAME (or --resume RUN to go on with one)")
+    from unmask.core.training.loop import train as train_loop
+
+    run = train_loop(
+        chosen,
+        resume or out,  # type: ignore[arg-type]  # one of the two was given
+        resume=resume is not None,
+        extend=extend,
+        devices=devices,
+        nodes=nodes,
+        strategy=strategy,
+        deterministic=deterministic,
+        progress=not quiet,
+        loggers=log or (),
+    )
+    if _rank_zero():
+        _trained(run, as_json)
+
+
+def _recipe(
+    domain: str | None,
+    method: str | None,
+    recipe: str | None,
+    resume: Path | None,
+    settings: list[str],
+    given: dict[str, Any],
+    epochs: int | None,
+    steps: int | None,
+    world: int,
+) -> Any:
+    """The recipe that the options of `train` describe; a resumed run's own unless another is named."""
+    if method is None and recipe is None and resume is None:
+        raise UnmaskError("name a method (see `unmask list`), for example: unmask train vision/mae --out runs/first")
+    method = _full_name(domain, method) if method else None
+    if method is not None:
+        registry.card(method)  # a misspelt name is answered before torch is imported
+    if resume is not None and not (resume / "recipe.yaml").is_file():
+        raise UnmaskError(f"{resume} is not a run: it has no recipe.yaml. Give the folder that --out named")
+    if method is None and recipe in ("tiny", "paper"):
+        raise UnmaskError(f"--recipe {recipe}: of which method? For example: unmask train vision/mae --recipe {recipe}")
+    from unmask.core.training.recipe import load_recipe, parse_override
+
+    own = str(resume / "recipe.yaml") if resume is not None and method is None else "tiny"
+    overrides = dict(parse_override(text) for text in settings)
+    overrides |= {key: value for key, value in given.items() if value is not None}
+    return load_recipe(method, recipe or own, overrides, epochs=epochs, steps=steps, world=world)
+
+
+def _dry_run(recipe: Any, devices: int, nodes: int, as_json: bool) -> None:
+    from unmask.core.training.dryrun import dry_run
+
+    text, numbers, lines = dry_run(recipe, devices=devices, nodes=nodes)
+    if as_json:
+        import yaml
+
+        _print({"recipe": yaml.safe_load(text), "estimate": numbers})
+        return
+    print(text)
+    print("\n".join(lines))
+
+
+def _trained(run: Path, as_json: bool) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last: dict[str, Any] = {}
+    for line in lines:
+        last |= line
+    result = {"run": str(run), **{name: last[name] for name in ("step", "loss", "val_loss") if name in last}}
+    if as_json:
+        _print(result)
+        return
+    texts = {"loss": "loss", "val_loss": "validation loss"}
+    numbers = [f"{text} {last[name]:.4f}" for name, text in texts.items() if name in last]
+    print(f"{run}: {', '.join([str(last.get('step', 0)) + ' steps', *numbers])}")
+    print("Next:")
+    print(f"  unmask evaluate {run}")
+    print(f"  unmask report {run}")
+    print(f"  unmask embed {run} FOLDER --out features.parquet")
+    print(f"  unmask export {run} --to timm --out DIR")
+
+
+def _method_of(run: Path) -> str:
+    """The method of a run directory, without importing it."""
+    import yaml
+
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        raise UnmaskError(f"{run} is not a run: it has no recipe.yaml. Give the folder that --out named")
+    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["method"])
+
+
+@app.command(
+    epilog=_examples(
+        "unmask evaluate runs/first",
+        "unmask evaluate runs/photos --data labelled/ --json",
+    ),
+)
+def evaluate(
+    run: Run,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled data to evaluate on; the run's own data when it has labels.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and settings: a look, not a result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a run's frozen features: k-NN, linear probe and rank, beside raw input and an untrained encoder.
+
+    The table is also written to RUN/evaluation.json.
+    """
+    part = registry.load_part(_method_of(run), "evaluation")
+    result = part.evaluate(run, data=data, device=device, quick=quick)
+    if as_json:
+        _print(result)
+    else:
+        print(part.table(result))
+
+
+@app.command(
+    epilog=_examples(
+        "unmask finetune runs/photos --data labelled/",
+        "unmask finetune runs/first --data cifar10 --epochs 20",
+    ),
+)
+def finetune(
+    run: Run,
+    data: Annotated[str, typer.Option(help="Labelled data: a folder with one sub-folder per class, or a name.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; RUN/finetune when not given.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the labelled data.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a run's encoder further, with a classifier on top, on labelled data."""
+    part = registry.load_part(_method_of(run), "evaluation")
+    options = {} if epochs is None else {"epochs": epochs}
+    result = part.finetune(run, data, out or run / "finetune", seed=seed, **options)
+    if as_json:
+        _print(result)
+    else:
+        print(part.table(result))
+
+
+@app.command(epilog=_examples("unmask embed runs/photos photos/ --out features.parquet"))
+def embed(
+    run: Run,
+    folder: Annotated[str, typer.Argument(help="What to embed: a folder, or a name from `unmask data list`.")],
+    out: Annotated[Path, typer.Option(help="The parquet file to write: one row per sample, name and feature vector.")],
+) -> None:
+    """Write the encoder's feature vector of every sample to a parquet file. Nothing is masked."""
+    registry.load_part(_method_of(run), "evaluation").embed(run, folder, out)
+    print(out)
+
+
+@app.command(epilog=_examples("unmask report runs/first"))
+def report(run: Run) -> None:
+    """Write RUN/report.html: settings, curves, pictures of masks and reconstructions, and the evaluation.
+
+    The page stands alone in one file. It works on a run that is still training, too.
+    """
+    from unmask.core.report import write_report
+
+    _method_of(run)
+    print(write_report(run))
+
+
+@app.command(
+    epilog=_examples(
+        "unmask export runs/first --to timm --out encoder/",
+        "unmask export runs/first --to transformers --out exported/",
+        "unmask train vision/mae --init exported/ --data more/ --out runs/more    goes on from it",
+    ),
+)
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The directory to write.")],
+    to: Annotated[str, typer.Option(help="`timm` (the encoder) or `transformers` (the whole model).")] = "timm",
+) -> None:
+    """Write a run's weights in another library's format, with a model card."""
+    print(registry.load_part(_method_of(run), "export").export(run, out, to))
+
+
+if __name__ == "__main__":
+    main()

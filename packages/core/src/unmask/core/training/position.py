@@ -1,0 +1,146 @@
+"""Where a run is in its data: the batches of every step, as a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from unmask.core.errors import UnmaskError
+from unmask.core.method import map_tensors
+from unmask.core.randomness import epoch_order
+
+Collate = Callable[[Sequence[Any]], Any]
+
+
+@dataclass(frozen=True)
+class Position:
+    """The order of samples over a whole run, and one rank's share of it.
+
+    A step takes the next `batch_size` samples of its epoch's order, cut into micro-batches that go round the ranks.
+    The last, incomplete batch of an epoch is dropped. Iterating gives, from `start` on, one list of (index, epoch) per
+    micro-batch: the batch sampler of a DataLoader.
+
+    Args:
+        seed: decides the order.
+        samples: size of the training split.
+        batch_size: samples per step over all ranks.
+        micro_batch: samples per rank and forward pass; `batch_size` is a multiple of it times `world`.
+        total: steps of the run.
+        start: steps already done.
+        rank: this process.
+        world: processes.
+    """
+
+    seed: int
+    samples: int
+    batch_size: int
+    micro_batch: int
+    total: int
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass."""
+        return self.samples // self.batch_size
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes per step on each rank."""
+        return self.batch_size // (self.micro_batch * self.world)
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step belongs to."""
+        return step // self.steps_per_epoch
+
+    def __len__(self) -> int:
+        return (self.total - self.start) * self.micro_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order: list[int] = []
+        for step in range(self.start, self.total):
+            if not order or step % self.steps_per_epoch == 0:
+                order = epoch_order(self.seed, self.epoch(step), self.samples).tolist()
+            for micro in range(self.micro_batches):
+                yield [(index, self.epoch(step)) for index in order[self._slice(step, micro, self.rank)]]
+
+    def indices(self, step: int, micro: int, rank: int | None = None) -> list[int]:
+        """The dataset's indices in one micro-batch: what a message about it names."""
+        order = epoch_order(self.seed, self.epoch(step), self.samples)
+        return order[self._slice(step, micro, self.rank if rank is None else rank)].tolist()
+
+    def _slice(self, step: int, micro: int, rank: int) -> slice:
+        begin = (step % self.steps_per_epoch) * self.batch_size + (micro * self.world + rank) * self.micro_batch
+        return slice(begin, begin + self.micro_batch)
+
+
+class Pinnable:
+    """A batch that a DataLoader can pin, whatever the batch is made of."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def pin_memory(self) -> Pinnable:
+        """The same batch in page-locked memory."""
+        return Pinnable(map_tensors(self.batch, lambda tensor: tensor.pin_memory()))
+
+
+@dataclass(frozen=True)
+class _Collate:
+    collate: Collate
+
+    def __call__(self, samples: Sequence[Any]) -> Pinnable:
+        return Pinnable(self.collate(samples))
+
+
+def batches(dataset: Any, sampler: Any, collate: Collate, workers: int, pin: bool) -> Iterator[Any]:
+    """Batches in the sampler's order. Draws nothing from torch's global generator."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_Collate(collate),
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),  # an iterator draws a base seed: from here, so that dropout does not see it
+    )
+    for item in loader:
+        yield item.batch
+
+
+@contextmanager
+def loading_errors(remedy: str) -> Iterator[None]:
+    """Say plainly what goes wrong in data workers.
+
+    Their own errors arrive with a traceback as text; their death arrives as a signal, at any moment of the step.
+    """
+    try:
+        yield
+    except UnmaskError as error:
+        if not str(error).startswith("Caught "):
+            raise
+        raise UnmaskError(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UnmaskError(
+            "a data loading process died, most often for lack of memory: lower training.workers (--workers) and go on "
+            f"with: {remedy} ({' '.join(str(error).split())})"
+        ) from error
+
+
+def validation_sampler(samples: int, batch: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
+    """This rank's validation batches: every sample once over all ranks, always at visit 0."""
+    starts = range(0, samples, batch)
+    return [[(i, 0) for i in range(at, min(at + batch, samples))] for at in starts[rank::world]]
+
+
+def data_digest(dataset: Any) -> str:
+    """A short hash of the samples' ids, in order: it tells a resumed run that its data is not the same."""
+    return hashlib.blake2b(dataset.ids.contiguous().numpy().tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,192 @@
+"""A run's directory: its recipe, environment, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask.core import registry
+from unmask.core.errors import UnmaskError
+from unmask.core.training.files import write_json, write_text
+from unmask.core.training.recipe import FREE_TO_CHANGE, TOTAL, Recipe, as_dict, flatten, read_yaml, to_yaml
+
+MADE_BY_A_RUN = ("recipe.yaml", "metrics.jsonl", "model.safetensors", "checkpoints")
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: the directory, which need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model.safetensors"
+        self.metrics = self.path / "metrics.jsonl"
+        self.recipe = self.path / "recipe.yaml"
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on."""
+        return f"unmask train --resume {self.path}"
+
+    def check_place(self, *, resume: bool) -> None:
+        """Whether a run can begin, or go on, here. Leaves nothing behind but the directory.
+
+        Raises:
+            UnmaskError: something is in the way; the message says what to do.
+        """
+        found = [name for name in MADE_BY_A_RUN if (self.path / name).exists()]
+        if resume and not self.recipe.is_file():
+            raise UnmaskError(f"{self.path} has no recipe.yaml, so there is no run to resume; start one with --out")
+        if found and not resume:
+            raise UnmaskError(
+                f"{self.path} already holds a run ({', '.join(found)}). Go on with: {self.resume_command} - "
+                "or choose another --out"
+            )
+        check_writable(self.path)
+
+    def check_same(self, recipe: Recipe, saved: dict[str, Any] | None, *, extend: bool) -> None:
+        """Whether `recipe` is the one of the checkpoint it goes on from, or of recipe.yaml where there is none yet.
+
+        Raises:
+            UnmaskError: it is not; says what changed.
+        """
+        changes = changed_keys(saved or read_yaml(self.recipe), as_dict(recipe))
+        other = [text for key, text in changes.items() if key not in TOTAL]
+        if other:
+            raise UnmaskError(
+                f"the recipe changed since {self.path} was started: {'; '.join(other)}. "
+                "Put it back to resume, or start a new run with another --out"
+            )
+        if changes and not extend:
+            raise UnmaskError(
+                f"the length of {self.path} changed: {'; '.join(changes.values())}. Add --extend to train on to the "
+                "new length (the learning rate then follows the new schedule)"
+            )
+
+    def begin(self, recipe: Recipe, step: int, facts: dict[str, Any], *, unfinished: bool) -> None:
+        """Write what is known at the start, and cut the metrics back to `step`."""
+        if unfinished:  # final weights of a run that is now made longer; its checkpoint of that step has them too
+            self.model.unlink(missing_ok=True)
+        write_text(self.recipe, to_yaml(recipe))
+        self._write_environment(step, facts)
+        self.checkpoints.mkdir(exist_ok=True)
+        write_text(self.metrics, "".join(metrics_until(self.metrics, step)))
+
+    def _write_environment(self, step: int, facts: dict[str, Any]) -> None:
+        path = self.path / "environment.json"
+        now = {**environment(), **facts}
+        if step and path.is_file():
+            first = json.loads(path.read_text(encoding="utf-8"))
+            now = {**first, "resumed": [*first.get("resumed", []), {"step": step, **now}]}
+        write_json(path, now)
+
+    def note_problems(self, names: list[str]) -> None:
+        """Record which samples were left out."""
+        path = self.path / "environment.json"
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "left_out": names})
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, written out at once.
+
+        Raises:
+            UnmaskError: the disk is full; says how to go on.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UnmaskError(
+                f"cannot write {self.metrics}: {error.strerror}. The last checkpoint is intact; make room and go on "
+                f"with: {self.resume_command}"
+            ) from error
+
+    def sync_metrics(self) -> None:
+        """Have metrics.jsonl on the disk: done before a checkpoint that counts on its lines."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+
+
+def check_writable(path: Path) -> None:
+    """Raise UnmaskError unless files can be made in `path`, which is created."""
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"unmask")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+        raise UnmaskError(f"cannot write to {path}: {error.strerror}. Choose another --out") from None
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Dotted keys whose values differ, with the text "KEY was A, now B"; keys that may change are left out."""
+    old, new = flatten(before), flatten(now)
+    return {
+        key: f"{key} was {old.get(key, 'not set')}, now {new.get(key, 'not set')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
+    }
+
+
+def metrics_until(path: Path, step: int) -> list[str]:
+    """The lines of a metrics file up to and with `step`; a line cut short by a crash ends them."""
+    kept: list[str] = []
+    if not path.is_file():
+        return kept
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line)
+    return kept
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and command: what a reader needs to repeat a run."""
+    names = ("torch", "numpy", "safetensors", "lightning-fabric", "timm", "transformers", "unmask-core")
+    packages = [*names, *(f"unmask-{name.replace('_', '-')}" for name in registry.domains())]
+    cuda = torch.cuda.is_available()
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {name: v for name in packages if (v := _version(name))},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "cuda": torch.version.cuda if cuda else None,
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
