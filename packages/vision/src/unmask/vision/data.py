@@ -51,7 +51,7 @@ class Settings:
     Args:
         source: a folder of images, of tar shards or of parquet files; or an embedded set: ``mnist5k``, ``photographs``,
             ``fmnist``, ``cifar10``, ``digits``. An embedded set's name wins over a folder's: write ``./digits`` then.
-        image_size: rows and columns given to the model; one number means a square.
+        image_size: rows and columns given to the model; one number means a square (in a recipe).
         channels: channels given to the model. Grey and RGB are converted into each other; others must match.
         mean: per channel, on the scale 0..1. None: ImageNet's for 3 channels, else measured on training images.
         std: like `mean`; give both or neither.

