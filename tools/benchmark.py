@@ -1,7 +1,7 @@
 """Run a comparison of vision methods: every method, budget and seed, each trained and evaluated, one JSON at the end.
 
-    python tools/benchmark.py --data mnist5k --budgets 500 --out benchmarks/vision/mnist5k.json
-    python tools/benchmark.py --data fmnist --budgets 500 2000 8000 --jobs 14 --device cuda --out ...
+    python tools/benchmark.py --jobs 2 --threads 1 --out benchmarks/vision/mnist5k.json
+    python tools/benchmark.py --data fmnist --budgets 40000 160000 640000 --device cuda --jobs 8 --out ...
 
 Every run is a directory under --runs; a finished one is not run again, so an interrupted comparison goes on where it
 stopped. The protocol is benchmarks/vision/PROTOCOL.md.
@@ -29,8 +29,8 @@ VARIANTS = {
 }
 
 
-def run_one(variant: str, data: str, steps: int, seed: int, folder: Path, device: str, quick: bool) -> None:
-    """Train and evaluate one run, in this process."""
+def run_one(variant: str, data: str, images: int, seed: int, folder: Path, device: str, quick: bool) -> None:
+    """Train on so many images and evaluate, in this process."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("UNMASK_THREADS", "2")))
@@ -39,8 +39,8 @@ def run_one(variant: str, data: str, steps: int, seed: int, folder: Path, device
     from unmask.vision.evaluation import evaluate
 
     method, settings = VARIANTS[variant]
-    overrides = {**settings, "seed": seed, "data.source": data, "schedule.steps": steps}
-    overrides |= {"training.precision": "bf16-mixed" if device == "cuda" else "32-true"}
+    overrides = {**settings, "seed": seed, "data.source": data}
+    overrides["schedule.steps"] = images // load_recipe(method, "tiny").training.batch_size
     start = time.perf_counter()
     train(load_recipe(method, "tiny", overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
     trained = time.perf_counter()
@@ -82,10 +82,10 @@ def flatten(prefix: str, value: Any) -> dict[str, float]:
 def collect(runs: Path, variants: list[str], budgets: list[int], seeds: list[int]) -> list[dict[str, Any]]:
     """One row per variant and budget: the spread of every number in the runs' evaluation.json, and the losses."""
     rows = []
-    for variant, steps in product(variants, budgets):
+    for variant, images in product(variants, budgets):
         numbers: dict[str, list[float]] = {}
         for seed in seeds:
-            folder = runs / f"{variant}-{steps}-{seed}"
+            folder = runs / f"{variant}-{images}-{seed}"
             if not (folder / "done.json").exists():
                 continue
             evaluation = json.loads((folder / "evaluation.json").read_text())
@@ -96,7 +96,9 @@ def collect(runs: Path, variants: list[str], budgets: list[int], seeds: list[int
             }
             for name, value in (flat | json.loads((folder / "done.json").read_text())).items():
                 numbers.setdefault(name.lstrip("."), []).append(value)
-        rows.append({"variant": variant, "steps": steps, **{k: spread(v) for k, v in numbers.items()}})
+        if not numbers:
+            continue
+        rows.append({"variant": variant, "images": images, **{k: spread(v) for k, v in numbers.items()}})
     return rows
 
 
@@ -114,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist5k", help="a carrier's name or a folder (default mnist5k)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--budgets", nargs="+", type=int, default=[500], help="optimizer steps")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[2500, 10_000, 40_000], help="images seen")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where the run directories go")
     parser.add_argument("--out", type=Path, help="the JSON to write")
@@ -122,13 +124,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of a run")
     parser.add_argument("--quick", action="store_true", help="no fine-tuning")
-    parser.add_argument("--one", nargs=3, metavar=("VARIANT", "STEPS", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("VARIANT", "IMAGES", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     runs = args.runs / Path(args.data).name
     if args.one:
-        variant, steps, seed = args.one
-        folder = runs / f"{variant}-{steps}-{seed}"
-        run_one(variant, args.data, int(steps), int(seed), folder, args.device, args.quick)
+        variant, images, seed = args.one
+        folder = runs / f"{variant}-{images}-{seed}"
+        run_one(variant, args.data, int(images), int(seed), folder, args.device, args.quick)
         return
     # Longest first, so that no long run is left alone at the end.
     jobs = list(product(sorted(args.budgets, reverse=True), args.seeds, args.variants))
@@ -136,9 +138,9 @@ def main() -> None:
     start = time.perf_counter()
     with ThreadPoolExecutor(args.jobs) as pool:
         waiting = [
-            pool.submit(launch, [*common, "--one", variant, str(steps), str(seed)],
-                        runs / f"{variant}-{steps}-{seed}", args.threads)
-            for steps, seed, variant in jobs
+            pool.submit(launch, [*common, "--one", variant, str(images), str(seed)],
+                        runs / f"{variant}-{images}-{seed}", args.threads)
+            for images, seed, variant in jobs
         ]  # fmt: skip
         for i, job in enumerate(waiting, start=1):
             job.result()
