@@ -20,6 +20,8 @@ Given the same window the mask is the released code's: the highest scores stay v
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -150,9 +152,21 @@ def _bank(
     response = color_filter(color, sigma, size)
     key = Key.of(seed, torch.arange(slices)).stream("noise bank")
     bank = torch.empty(slices, size, size)
-    for k, state in enumerate(key.state):
-        x = Key(state[None]).uniform(size * size).double().view(size, size)
-        for _ in range(n_pass):
-            x = equalize(torch.fft.irfft2(torch.fft.rfft2(x) * response, s=(size, size)))
-        bank[k] = x
+    with _one_thread():
+        for k, state in enumerate(key.state):
+            x = Key(state[None]).uniform(size * size).double().view(size, size)
+            for _ in range(n_pass):
+                x = equalize(torch.fft.irfft2(torch.fft.rfft2(x) * response, s=(size, size)))
+            bank[k] = x
     return bank.to(device)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The transforms and sorts here are small: on a busy machine, threads waiting for each other cost far more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ def xavier_init(module: nn.Module) -> None:
 
 
 def truncated_normal_init(module: nn.Module) -> None:
-    """BEiT's and SimMIM's: linear and convolution weights truncated normal with std 0.02, biases 0, LayerNorm 1 and 0."""
+    """BEiT's and SimMIM's: linear and convolution weights truncated normal (std 0.02), biases 0, LayerNorm 1 and 0."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -27,18 +27,31 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch tokens dim"],
         bias: Float[Tensor, "heads tokens tokens"] | None = None,
         valid: Bool[Tensor, "batch tokens"] | None = None,
-    ) -> Float[Tensor, "batch tokens dim"]:
+        last: int | None = None,
+    ) -> Float[Tensor, "batch out_tokens dim"]:
         """Attend from every token to every valid one.
 
         Args:
             x: tokens.
             bias: added to the attention logits.
             valid: False = padding, which nothing attends to.
+            last: compute the answers of this many tokens at the end only; they attend to all.
         """
-        b, n, d = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self._queries_keys_values(x, last)
+        bias = bias if bias is None or last is None else bias[:, -last:]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=_attention_mask(bias, valid, q.dtype))
-        return self.proj(out.transpose(1, 2).reshape(b, n, d))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _queries_keys_values(self, x: Tensor, last: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        b, n, d = x.shape
+        if last is None:
+            q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+            return q, k, v
+        of_q, of_kv = self.qkv.weight.split([d, 2 * d])
+        bias_q, bias_kv = self.qkv.bias.split([d, 2 * d])
+        q = F.linear(x[:, -last:], of_q, bias_q).view(b, last, self.heads, d // self.heads).transpose(1, 2)
+        k, v = F.linear(x, of_kv, bias_kv).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return q, k, v
 
 
 def _attention_mask(bias: Tensor | None, valid: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -125,7 +138,9 @@ class Block(nn.Module):
         x: Float[Tensor, "batch tokens dim"],
         bias: Float[Tensor, "heads tokens tokens"] | None = None,
         valid: Bool[Tensor, "batch tokens"] | None = None,
-    ) -> Float[Tensor, "batch tokens dim"]:
+        last: int | None = None,
+    ) -> Float[Tensor, "batch out_tokens dim"]:
         """See `Attention.forward` for the arguments."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias, valid)))
+        attended = self.drop_path(self.ls1(self.attn(self.norm1(x), bias, valid, last)))
+        x = (x if last is None else x[:, -last:]) + attended
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

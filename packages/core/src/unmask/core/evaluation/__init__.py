@@ -1,0 +1,40 @@
+"""How good are the features? k-NN, a linear probe, few labels, fine-tuning, and whether they collapsed.
+
+Plain functions on tensors and modules, the same for every domain. What each measure does exactly is fixed by a frozen
+dataclass beside it, whose defaults are the protocol of all committed results:
+
+* `KNN`: weighted nearest neighbours on cosine similarity;
+* `LinearProbe`: logistic regression on standardised frozen features;
+* `FewLabels`: the linear probe on a few labels;
+* `FineTuning`: the whole network, with layer-wise learning rates;
+* `rankme` and `deviation`: how many dimensions the features use.
+
+Every measure is fitted on the train split and chosen on the validation split; the test split is scored once.
+"""
+
+from unmask.core.evaluation.features import FeatureSplit, Splits, extract, keyed_subset
+from unmask.core.evaluation.finetune import Classifier, FineTuning, fine_tune, layer_ids, layer_scale
+from unmask.core.evaluation.knn import KNN, knn_accuracy, knn_predict
+from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve, linear_probe
+from unmask.core.evaluation.rankme import deviation, rankme
+
+__all__ = [
+    "KNN",
+    "Classifier",
+    "FeatureSplit",
+    "FewLabels",
+    "FineTuning",
+    "LinearProbe",
+    "Splits",
+    "deviation",
+    "extract",
+    "few_label_curve",
+    "fine_tune",
+    "keyed_subset",
+    "knn_accuracy",
+    "knn_predict",
+    "layer_ids",
+    "layer_scale",
+    "linear_probe",
+    "rankme",
+]

@@ -1,0 +1,27 @@
+"""Runtime shape checks (jaxtyping with beartype) where tensors are computed with, few threads, fixed seeds."""
+
+from collections.abc import Iterator
+
+from jaxtyping import config, install_import_hook
+
+CHECKED = [f"unmask.core.{part}" for part in ("losses", "mask", "masking", "method", "nn", "randomness", "targets")]
+CHECKED += [f"unmask.vision.{part}" for part in ("backbones", "encoders", "methods")]
+install_import_hook(CHECKED, "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No runtime checks, for torch.compile (which cannot trace them) and for wrong types that the code itself reports."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -1,0 +1,100 @@
+"""Each distribution, built and installed alone into an empty environment, works and brings nothing foreign along."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OTHER_DOMAINS = {"open3d", "spconv", "spconv-cu120", "decord", "torchaudio", "soundfile", "torchcodec"}
+VISION_ONLY = {"timm", "transformers", "torchvision", "datasets", "tifffile", "unmask-vision"}
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command without this workspace's environment; its output, or its error as the test's failure."""
+    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=kept, capture_output=True, text=True, timeout=1200, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def uv() -> Path:
+    """uv's program in the environment that runs the tests."""
+    program = Path(sys.executable).with_name("uv")
+    assert program.is_file(), "uv is not in this environment; run the tests with: make test-all"
+    return program
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a wheel of every package, built from a copy so that the tree stays clean."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for package in ("core", "vision"):
+        source = shutil.copytree(ROOT / "packages" / package, folder / "source" / package)
+        project = (source / "pyproject.toml").read_text(encoding="utf-8")
+        # The link to the neighbouring source is a convenience of the workspace; a wheel does not have it.
+        (source / "pyproject.toml").write_text(project.split("[tool.uv.sources]")[0], encoding="utf-8")
+        run(uv(), "build", "--wheel", "--quiet", "--out-dir", folder, source, cwd=folder)
+    return folder
+
+
+def install(wheels: Path, package: str, into: Path) -> Path:
+    """An empty environment with one of our packages, at the workspace's versions; returns its Python."""
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]["constraint-dependencies"]
+    constraints = wheels / "constraints.txt"
+    constraints.write_text("\n".join(pins), encoding="utf-8")
+    run(uv(), "venv", "--quiet", "--python", sys.executable, into, cwd=wheels)
+    python = into / "bin" / "python"
+    run(
+        uv(), "pip", "install", "--quiet", "--python", python, "--constraint", constraints,
+        "--find-links", wheels, package, cwd=wheels,
+    )  # fmt: skip
+    return python
+
+
+def installed(python: Path, cwd: Path) -> set[str]:
+    """Names of the distributions in an environment."""
+    listed = json.loads(run(uv(), "pip", "list", "--format", "json", "--python", python, cwd=cwd))
+    return {entry["name"].lower() for entry in listed}
+
+
+def test_core_alone(wheels: Path, tmp_path: Path) -> None:
+    python = install(wheels, "unmask-core", tmp_path / "env")
+    names = installed(python, tmp_path)
+    assert "unmask-core" in names
+    assert not names & (OTHER_DOMAINS | VISION_ONLY)
+    code = (
+        "import torch, unmask.core.training.loop, unmask.core.report\n"
+        "from unmask.core.masking import RandomMasking\n"
+        "from unmask.core.randomness import Key\n"
+        "print(int(RandomMasking(0.75)(Key.of(0, torch.arange(2)), (4, 4)).hidden.sum()))"
+    )
+    assert run(python, "-c", code, cwd=tmp_path).strip() == "24"
+    assert json.loads(run(tmp_path / "env" / "bin" / "unmask", "list", "--json", cwd=tmp_path)) == []
+
+
+def test_vision_alone_trains(wheels: Path, tmp_path: Path) -> None:
+    python = install(wheels, "unmask-vision", tmp_path / "env")
+    names = installed(python, tmp_path)
+    assert {"unmask-core", "unmask-vision", "timm", "transformers"} <= names
+    assert not names & OTHER_DOMAINS
+
+    program = tmp_path / "env" / "bin" / "unmask-vision"
+    run(program, "train", "mae", "--data", "digits", "--steps", "10", "--out", tmp_path / "run", cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(line["step"] == 10 for line in lines)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+    code = "import unmask.vision; print(type(unmask.vision.load('run')).__name__)"
+    assert run(python, "-c", code, cwd=tmp_path).strip() == "VisionTransformer"
