@@ -11,7 +11,7 @@ install_import_hook(CHECKED, "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tensors here are tiny: more threads only wait for each other, above all on a busy machine
 
 
 @pytest.fixture(autouse=True)

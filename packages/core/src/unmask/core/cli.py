@@ -277,7 +277,10 @@ def _trained(run: Path, as_json: bool) -> None:
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
-    result = {"run": str(run), **{name: last[name] for name in ("step", "loss", "val_loss") if name in last}}
+    result: dict[str, Any] = {
+        "run": str(run),
+        **{name: last[name] for name in ("step", "loss", "val_loss") if name in last},
+    }
     if as_json:
         _print(result)
         return

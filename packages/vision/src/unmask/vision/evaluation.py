@@ -96,6 +96,7 @@ def evaluate(
         "data": settings.source,
         "seed": seed,
         "quick": quick,
+        "names": ROWS,
         "val_loss": _val_loss(Path(run_dir)),
     }
     labelled = _open_labelled(settings)
@@ -261,9 +262,7 @@ def finetune(
     run = load_run(run_dir, place)
     labelled = _open_labelled(_settings(run, data))
     if labelled is None:
-        raise UnmaskError(
-            f"{data} has no labels; fine-tuning needs one folder of images per class, or a labelled set"
-        )
+        raise UnmaskError(f"{data} has no labels; fine-tuning needs one folder of images per class, or a labelled set")
     check_writable(out)
     protocol = FineTuning() if epochs is None else FineTuning(epochs=epochs)
     began = time.perf_counter()

@@ -89,7 +89,9 @@ def draw_pictures(run: RunFacts) -> Pictures:
 
 
 def _channels_note(channels: int) -> str:
-    return "" if channels in (1, 3) else f" Of the {channels} channels, {'the first' if channels == 2 else 'three'} are shown."
+    if channels in (1, 3):
+        return ""
+    return f" Of the {channels} channels {'the first is' if channels == 2 else 'the first three are'} shown."
 
 
 def to_rgb(
@@ -105,7 +107,7 @@ def to_rgb(
 def shade(
     images: Float[Tensor, "batch 3 height width"], hidden: Bool[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Hidden patches in one flat colour, where tokens are square patches in raster order; else the images as they are."""
+    """Hidden patches in one flat colour where tokens are square patches in raster order; else the images unchanged."""
     height, width = images.shape[-2:]
     side = round((height * width / hidden.shape[1]) ** 0.5)
     if side == 0 or height % side or width % side or (height // side) * (width // side) != hidden.shape[1]:

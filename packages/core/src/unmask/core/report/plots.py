@@ -140,7 +140,8 @@ def few_label_plot(curves: dict[str, dict[str, float]]) -> str:
         for (label, curve), (color, line, marker, width) in zip(curves.items(), looks, strict=False):
             shares = [float(share) for share in curve]
             heights = [100 * v for v in curve.values()]
-            axes.plot(shares, heights, line, color=color, marker=marker, markersize=4, linewidth=1.8 * width, label=label)
+            look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.8 * width}
+            axes.plot(shares, heights, line, label=label, **look)
         axes.set_xscale("log")
         axes.set_xticks(shares, [f"{share:g} %" for share in shares])
         axes.minorticks_off()

@@ -66,7 +66,7 @@ def make_reference(runs: Sequence[str | Path], out: str | Path | None = None) ->
     """
     found = [read_run(run).series("loss") for run in runs]
     if not found or any(steps != found[0][0] for steps, _ in found):
-        raise UnmaskError("a reference needs runs of one recipe that logged the same steps; only their seeds may differ")
+        raise UnmaskError("a reference needs runs of one recipe, logged at the same steps; only seeds may differ")
     columns = list(zip(*(values for _, values in found), strict=True))
     spread = [statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns]
     mean = [round(statistics.fmean(c), 6) for c in columns]
@@ -90,7 +90,8 @@ def differences(run: RunFacts) -> list[str]:
     """Keys that the `tiny` recipe sets and this run has other values for, which make losses incomparable."""
     shipped = _flat(read_yaml(registry.recipe_path(run.card.id, "tiny")))
     own = _flat(run.recipe)
-    return [key for key, value in shipped.items() if key not in _NOT_COMPARED and own.get(key) != value]
+    keys = [*shipped, "schedule.steps"]  # a recipe says epochs; a run that was given steps has another length
+    return [key for key in keys if key not in _NOT_COMPARED and own.get(key) != shipped.get(key)]
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +131,8 @@ def judge(steps: Sequence[int], loss: Sequence[float], reference: Reference, dif
         )
     if mean > high:
         return Verdict(
-            f"Above the reference band {where}: {numbers}. The run learns more slowly than the recipe's own runs: look at "
-            "the learning rate, the data and the hidden share.",
+            f"Above the reference band {where}: {numbers}. The run learns more slowly than the recipe's own runs: look "
+            "at the learning rate, the data and the hidden share.",
             "warn",
         )
     if mean < low:

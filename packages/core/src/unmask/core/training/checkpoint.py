@@ -99,7 +99,7 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return value
 
 
@@ -227,7 +227,8 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu", say: Say =
     run_dir = Path(run_dir)
     if not (run_dir / "recipe.yaml").is_file():
         raise UnmaskError(f"{run_dir} is not a run: it has no recipe.yaml. Give the folder that --out named")
-    recipe = make_recipe(read_yaml(run_dir / "recipe.yaml"), source=str(run_dir / "recipe.yaml"))
+    path = run_dir / "recipe.yaml"
+    recipe = make_recipe(read_yaml(path), source=str(path), try_build=False)  # it is built for real just below
     state, step = weights_of(run_dir, say)
     method = registry.load(recipe.method).build(recipe.model, recipe.data)
     load_model(method, state, str(run_dir))
@@ -242,7 +243,7 @@ def weights_of(run_dir: Path, say: Say = print) -> tuple[dict[str, Tensor], int]
     """
     if (run_dir / "model.safetensors").is_file():
         final = read(run_dir / "model.safetensors")
-        return final.tensors, int(final.meta["step"])
+        return final.tensors, int(final.meta.get("step", 0))
     saved = newest(run_dir / "checkpoints", say)
     if saved is None:
         raise CheckpointError(f"{run_dir} has no weights yet; train on with: unmask train --resume {run_dir}")

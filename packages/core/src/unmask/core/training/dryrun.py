@@ -15,10 +15,10 @@ from unmask.core.randomness import Key
 from unmask.core.training.gradients import Call
 from unmask.core.training.groups import make_optimizer
 from unmask.core.training.launch import build, make_fabric, open_data
-from unmask.core.training.loop import run_length
 from unmask.core.training.monitor import count_flops, duration
 from unmask.core.training.position import Position
 from unmask.core.training.recipe import Recipe, micro_batch, to_yaml
+from unmask.core.training.schedules import run_length
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def dry_run(recipe: Recipe, *, devices: int = 1, nodes: int = 1) -> tuple[str, d
     """
     fabric = make_fabric(recipe, ".", check=False)
     recipe, train_set, val_set, collate = open_data(recipe)
-    method = build(recipe).to(fabric.device)
+    method: Any = build(recipe).to(fabric.device)
     world = devices * nodes
     micro, total = micro_batch(recipe, world), run_length(recipe, len(train_set))
     position = Position(recipe.seed, len(train_set), recipe.training.batch_size, micro, total, world=world)

@@ -10,6 +10,10 @@ from typing import Any
 
 from unmask.core.errors import UnmaskError
 
+_UMASK = os.umask(0o022)  # the only way to read it is to set it
+os.umask(_UMASK)
+_MODE = 0o666 & ~_UMASK
+
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it and rename it over `path`.
@@ -23,6 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        temporary.chmod(_MODE)  # safetensors makes files that only their owner can read
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)

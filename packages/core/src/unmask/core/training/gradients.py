@@ -75,7 +75,7 @@ class Gradients:
         micro_batches: forward passes per step on this rank.
     """
 
-    def __init__(self, fabric: Any, module: nn.Module, micro_batches: int) -> None:
+    def __init__(self, fabric: Any, module: Any, micro_batches: int) -> None:
         self.fabric = fabric
         self.module = module
         self.micro_batches = micro_batches

@@ -21,7 +21,8 @@ def param_groups(method: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
     Each group's ``params`` are (name, parameter) pairs, which torch keeps as ``param_names``.
     """
-    exempt = set(method.no_weight_decay()) if hasattr(method, "no_weight_decay") else set()
+    exemptions: Any = getattr(method, "no_weight_decay", set)
+    exempt: set[str] = set(exemptions())
     named = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
     groups = [
         {"params": [(n, p) for n, p in named if decays(n, p, exempt)], "weight_decay": weight_decay},

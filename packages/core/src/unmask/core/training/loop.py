@@ -28,7 +28,7 @@ from unmask.core.training.numbers import FiniteWatch, hidden_share, validation_l
 from unmask.core.training.position import Collate, Position, batches, data_digest, loading_errors, validation_sampler
 from unmask.core.training.recipe import Recipe, as_dict, micro_batch
 from unmask.core.training.rundir import RunDirectory
-from unmask.core.training.schedules import LearningRate, total_steps
+from unmask.core.training.schedules import LearningRate, run_length
 from unmask.core.training.signals import Interrupted, StopSignals
 from unmask.core.training.startup import GradientCheck, check_groups, shorten
 
@@ -125,20 +125,6 @@ def fit(
     return run.path
 
 
-def run_length(recipe: Recipe, samples: int) -> int:
-    """Steps of a run on so many training samples.
-
-    Raises:
-        UnmaskError: there are fewer samples than one batch needs.
-    """
-    if samples < recipe.training.batch_size:
-        raise UnmaskError(
-            f"{samples} training samples do not fill one batch of {recipe.training.batch_size}; "
-            f"lower training.batch_size (--set training.batch_size={max(1, samples)}) or give more data"
-        )
-    return total_steps(recipe, samples)
-
-
 class Loop:
     """A run's state and steps. `fit` makes it, calls `begin` and then `run`."""
 
@@ -156,7 +142,7 @@ class Loop:
     ) -> None:
         self.fabric, self.recipe, self.run_dir, self.display, self.total = fabric, recipe, run_dir, display, total
         self.train_set, self.val_set, self.collate = train_set, val_set, collate
-        self.method = method.to(fabric.device)
+        self.method: Any = method.to(fabric.device)
         self.optimizer = make_optimizer(self.method, recipe.optimizer)
         check_groups(self.method, self.optimizer)
         self.learning_rate = LearningRate.of(recipe)

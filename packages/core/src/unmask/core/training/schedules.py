@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from unmask.core.errors import UnmaskError
 from unmask.core.method import Clock
 from unmask.core.training.recipe import Recipe
 
@@ -60,3 +61,17 @@ class LearningRate:
 def total_steps(recipe: Recipe, samples: int) -> int:
     """Optimizer steps of a run on `samples` training samples; the last, incomplete batch of an epoch is dropped."""
     return recipe.schedule.steps or recipe.schedule.epochs * (samples // recipe.training.batch_size)
+
+
+def run_length(recipe: Recipe, samples: int) -> int:
+    """Steps of a run on so many training samples.
+
+    Raises:
+        UnmaskError: there are fewer samples than one batch needs.
+    """
+    if samples < recipe.training.batch_size:
+        raise UnmaskError(
+            f"{samples} training samples do not fill one batch of {recipe.training.batch_size}; "
+            f"lower training.batch_size (--set training.batch_size={max(1, samples)}) or give more data"
+        )
+    return total_steps(recipe, samples)

@@ -1,0 +1,302 @@
+"""The page: facts, plots and pictures put into the template."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.core.report import plots
+from unmask.core.report.gather import RunFacts, read_run
+from unmask.core.report.pictures import Pictures, draw_pictures
+from unmask.core.report.reference import Verdict, differences, find_reference, judge
+from unmask.core.training.files import write_text
+from unmask.core.training.monitor import duration
+from unmask.core.training.recipe import flatten
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline number: what, how much, and beside what."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot with the sentence that says what it shows."""
+
+    title: str
+    svg: str
+    alt: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The evaluation as a table: cells are text, and whether they are the best of their column."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[tuple[str, bool]]]]
+    summary: Verdict
+    note: str
+    figure: Figure | None = None
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write RUN/report.html, which needs no other file and no network. Works on a run that is still training, too.
+
+    Raises:
+        UnmaskError: not a run directory.
+    """
+    run = read_run(run_dir)
+    out = run.path / "report.html"
+    write_text(out, render(run, draw_pictures(run)))
+    return out
+
+
+def render(run: RunFacts, pictures: Pictures) -> str:
+    """The page as HTML. Everything that comes from the run is escaped."""
+    import jinja2
+    from markupsafe import Markup
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["svg"] = Markup
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        card=run.card,
+        status=_status(run),
+        tiles=_tiles(run, pictures),
+        loss=_loss_figure(run),
+        verdict=_verdict(run),
+        pictures=pictures,
+        probes=_probes(run),
+        speed=_speed_figure(run),
+        rate=_rate_figure(run),
+        settings=_settings(run),
+        environment=_environment(run),
+        commands=_commands(run),
+    )
+
+
+def _status(run: RunFacts) -> str:
+    total = run.environment.get("total_steps")
+    if run.finished:
+        return f"finished at step {run.step:,}"
+    return f"at step {run.step:,} of {total:,}, still unfinished" if total else f"unfinished, at step {run.step:,}"
+
+
+# ---- headline numbers ----------------------------------------------------------------------------------------------
+
+
+def _tiles(run: RunFacts, pictures: Pictures) -> list[Tile]:
+    tiles = _probe_tiles(run)
+    val, loss = run.last("val_loss"), run.last("loss")
+    if val is not None:
+        tiles.append(Tile("validation loss", f"{val:.4f}", f"training {loss:.4f}" if loss is not None else ""))
+    elif loss is not None:
+        tiles.append(Tile("training loss", f"{loss:.4f}"))
+    seen, hidden, speed = run.last("samples"), run.last("hidden_share"), run.series("samples_per_second")[1]
+    if seen is not None:
+        epochs = run.last("epoch") or 0.0
+        tiles.append(Tile("samples seen", f"{seen:,.0f}", f"{epochs:.3g} epochs, {run.step:,} steps"))
+    if hidden is not None:
+        tiles.append(Tile("hidden", f"{hidden:.0%}", "of every sample's tokens"))
+    if speed:
+        took = duration(run.last("seconds") or 0.0)
+        tiles.append(Tile("samples per second", f"{statistics.median(speed):,.0f}", f"median; {took} in all"))
+    if pictures.parameters is not None:
+        tiles.append(Tile("parameters", _count(pictures.parameters), "of the whole method"))
+    return tiles
+
+
+def _probe_tiles(run: RunFacts) -> list[Tile]:
+    evaluation = run.evaluation or {}
+    if not evaluation.get("labelled"):
+        return []
+    rows, names = evaluation["rows"], evaluation["names"]
+    tiles = []
+    for key, label in (("linear", "linear probe"), ("knn", "k-NN"), ("finetune", "fine-tuned")):
+        others = [f"{names[n]} {100 * row[key]:.1f}" for n, row in rows.items() if n != "trained" and key in row]
+        if key in rows["trained"]:
+            tiles.append(Tile(label, f"{100 * rows['trained'][key]:.1f} %", ", ".join(others)))
+    return tiles
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e6:.3g} M" if n >= 1e6 else f"{n / 1e3:.3g} k"
+
+
+# ---- curves --------------------------------------------------------------------------------------------------------
+
+
+def _loss_figure(run: RunFacts) -> Figure | None:
+    loss, val = run.series("loss"), run.series("val_loss")
+    if not loss[0]:
+        return None
+    alt = (
+        f"Training loss goes from {loss[1][0]:.3g} at step {loss[0][0]:,} to {loss[1][-1]:.4g} at step {loss[0][-1]:,}"
+    )
+    alt += f"; validation loss is {val[1][-1]:.4g} at the end." if val[0] else "."
+    note = "Validation images are not cropped at random, so their loss may well be the lower one." if val[0] else ""
+    return Figure("Loss", plots.loss_plot(loss, val, find_reference(run.card.id)), alt, note)
+
+
+def _verdict(run: RunFacts) -> Verdict:
+    reference, loss = find_reference(run.card.id), run.series("loss")
+    if not loss[0]:
+        return Verdict("Nothing has been logged yet.", "plain")
+    if reference is None:
+        return Verdict(
+            f"No reference curve ships with {run.card.id}, so there is nothing to hold this loss against.", "plain"
+        )
+    return judge(*loss, reference, differences(run))
+
+
+def _speed_figure(run: RunFacts) -> Figure | None:
+    speed = run.series("samples_per_second")
+    if not speed[0]:
+        return None
+    median = statistics.median(speed[1])
+    alt = f"Samples per second by step; the median is {median:,.0f}, the range {min(speed[1]):,.0f} to {max(speed[1]):,.0f}."
+    mfu = run.last("mfu")
+    return Figure("Throughput", plots.speed_plot(speed), alt, f"Model FLOPs utilisation {mfu:.1%}." if mfu else "")
+
+
+def _rate_figure(run: RunFacts) -> Figure | None:
+    rate = run.series("lr")
+    if not rate[0]:
+        return None
+    alt = f"Learning rate by step; the peak is {max(rate[1]):.3g}, the last value {rate[1][-1]:.3g}."
+    return Figure("Learning rate", plots.rate_plot(rate), alt)
+
+
+# ---- probes --------------------------------------------------------------------------------------------------------
+
+
+def _probes(run: RunFacts) -> Probes | None:
+    found = run.evaluation
+    if found is None:
+        return None
+    rows, names = found["rows"], found["names"]
+    columns = _probe_columns(rows)
+    table = []
+    for name, row in rows.items():
+        cells = [(text(row), _is_best(get(row), [get(r) for r in rows.values()])) for _, get, text in columns]
+        table.append((names.get(name, name), cells))
+    titles = [title for title, _, _ in columns]
+    if not found.get("labelled"):
+        return Probes(titles, table, Verdict(found["note"], "plain"), "")
+    curves = {names.get(n, n): row["few_label"] for n, row in rows.items()}
+    alt = "; ".join(
+        f"{n}: " + ", ".join(f"{100 * v:.1f} % with {s} %" for s, v in c.items()) for n, c in curves.items()
+    )
+    figure = Figure("Accuracy by labels used", plots.few_label_plot(curves), alt + ".")
+    return Probes(titles, table, _compare(found), _probe_note(found), figure)
+
+
+def _probe_columns(rows: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Title, value (None: not to be ranked) and text of each column that some row has."""
+
+    def accuracy(title: str, key: str) -> tuple[str, Any, Any]:
+        return title, lambda r: r.get(key), lambda r: f"{100 * r[key]:.1f}" if key in r else "–"
+
+    def few(share: str) -> tuple[str, Any, Any]:
+        return f"{share} % labels", lambda r: r["few_label"][share], lambda r: f"{100 * r['few_label'][share]:.1f}"
+
+    first = next(iter(rows.values()))
+    columns = [accuracy("k-NN", "knn"), accuracy("linear", "linear")] if "linear" in first else []
+    columns += [few(share) for share in first.get("few_label", {}) if share != "100"]
+    if any("finetune" in row for row in rows.values()):
+        columns.append(accuracy("fine-tuned", "finetune"))
+    columns.append(("RankMe", lambda r: None, lambda r: f"{r['rankme']:.1f} of {r['dim']}"))
+    return columns
+
+
+def _is_best(value: float | None, column: list[float | None]) -> bool:
+    return value is not None and value == max(v for v in column if v is not None)
+
+
+def _compare(found: dict[str, Any]) -> Verdict:
+    """The linear probe in a sentence, with what chance alone allows."""
+    rows, n = found["rows"], found["splits"]["test"]
+    best, name = max((row["linear"], name) for name, row in rows.items() if name != "trained")
+    own = rows["trained"]["linear"]
+    gap, noise = 100 * (own - best), 196 * math.sqrt((own * (1 - own) + best * (1 - best)) / n)
+    where = f"the best reference ({found['names'][name]}, {100 * best:.1f} %)"
+    chance = f"With {n:,} test samples, differences under about {noise:.1f} points may be chance."
+    if abs(gap) < noise:
+        return Verdict(f"Linear probe {100 * own:.1f} %: within chance of {where}. {chance}", "plain")
+    if gap > 0:
+        return Verdict(f"Linear probe {100 * own:.1f} %: {gap:.1f} points above {where}. {chance}", "good")
+    return Verdict(
+        f"Linear probe {100 * own:.1f} %: {-gap:.1f} points below {where}. {chance} Longer training, more data or "
+        "fine-tuning is where to look.",
+        "warn",
+    )
+
+
+def _probe_note(found: dict[str, Any]) -> str:
+    sizes = found["splits"]
+    text = (
+        f"Test accuracy in percent on {found['data']} ({sizes['classes']} classes): fitted on {sizes['train']:,}, chosen "
+        f"on {sizes['val']:,}, reported once on {sizes['test']:,}. Features are means over tokens, frozen but for "
+        "fine-tuning; every row has the same probes and the same tuning. The best of a column is bold."
+    )
+    if "finetune" in found["rows"]["trained"]:
+        text += " Fine-tuned with random weights means trained from scratch."
+    return (
+        text + " RankMe counts the dimensions that features use; it says whether they collapsed, not how good they are."
+    )
+
+
+# ---- the rest ------------------------------------------------------------------------------------------------------
+
+
+def _settings(run: RunFacts) -> dict[str, dict[str, str]]:
+    groups: dict[str, dict[str, str]] = {"run": {}}
+    for key, value in run.recipe.items():
+        if isinstance(value, Mapping):
+            groups[key] = {k: _text(v) for k, v in flatten(value).items()}
+        else:
+            groups["run"][key] = _text(value)
+    return groups
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return "–" if value is None else str(value)
+
+
+def _environment(run: RunFacts) -> dict[str, str]:
+    found = dict(run.environment)
+    versions = found.pop("versions", {})
+    found["command"] = shlex.join(map(str, found.get("command", [])))
+    found["resumed"] = ", ".join(f"at step {r['step']}" for r in found.get("resumed", [])) or None
+    flat = {k.replace("_", " "): _text(v) for k, v in found.items() if v not in (None, [], "")}
+    return flat | {name: str(version) for name, version in versions.items()}
+
+
+def _commands(run: RunFacts) -> list[tuple[str, str]]:
+    path = shlex.quote(str(run.path))
+    commands = []
+    if not run.finished:
+        commands.append(("Go on training", f"unmask train --resume {path}"))
+    commands += [
+        ("Measure the encoder again, on labelled images of yours", f"unmask evaluate {path} --data LABELLED"),
+        ("Train a classifier from it", f"unmask finetune {path} --data LABELLED"),
+        ("One vector per sample, as a parquet file", f"unmask embed {path} FOLDER --out features.parquet"),
+        ("Take the encoder to timm", f"unmask export {path} --to timm --out encoder/"),
+    ]
+    if run.finished:
+        longer = 2 * int((run.recipe.get("schedule") or {}).get("epochs", 1))
+        commands.append(("Train longer", f"unmask train --resume {path} --epochs {longer} --extend"))
+    return commands

@@ -1,0 +1,281 @@
+"""The training loop: exact gradients however a batch is cut, and everything that stops a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import in_ranks
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from toy import ToyBatch, ToyMethod, ToySet, run_toy, toy_recipe
+
+from unmask.core.errors import UnmaskError
+from unmask.core.method import Clock, Output, Plan
+from unmask.core.training.checkpoint import newest, read
+from unmask.core.training.groups import make_optimizer, param_groups
+from unmask.core.training.launch import make_fabric
+from unmask.core.training.numbers import NotFiniteError
+from unmask.core.training.position import Position, validation_sampler
+from unmask.core.training.recipe import Optimizer, Schedule
+from unmask.core.training.startup import GradientCheck, StartupError, check_groups
+
+
+class Recording(ToyMethod):
+    """Keeps the first step's gradients."""
+
+    gradients: dict[str, Tensor]
+
+    def after_step(self, clock: Clock) -> None:
+        if clock.step == 0:
+            self.gradients = {name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None}
+
+
+def gradients(out: Path, micro_batch: int, terms: int) -> dict[str, Tensor]:
+    method = Recording(terms=terms)
+    recipe = toy_recipe(steps=1, batch_size=32, micro_batch=micro_batch)
+    run_toy(out, replace(recipe, optimizer=Optimizer(clip_norm=None)), method=method, train=ToySet(40))
+    return method.gradients
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_accumulation_is_exact_with_ragged_counts(terms: int, tmp_path: Path) -> None:
+    whole, cut = gradients(tmp_path / "a", 32, terms), gradients(tmp_path / "b", 8, terms)
+    for name in whole:
+        torch.testing.assert_close(cut[name], whole[name], rtol=1e-5, atol=1e-7, msg=name)
+    first, second = lines(tmp_path / "a")[0], lines(tmp_path / "b")[0]
+    assert first["hidden_share"] == second["hidden_share"]
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-6)
+
+
+def test_the_counts_are_ragged_enough_for_that_to_mean_something() -> None:
+    """Averaging the means of micro-batches, which is the usual mistake, gives other gradients here."""
+    from toy import collate
+
+    from unmask.core.randomness import Key
+
+    samples, method = ToySet(32), ToyMethod()
+    means = []
+    for begin in range(0, 32, 8):
+        batch = collate([samples[i, 0] for i in range(begin, begin + 8)])
+        means.append(method(batch, method.draw(batch, Clock(), Key.of(3, batch.ids))).loss)
+    batch = collate([samples[i, 0] for i in range(32)])
+    whole = method(batch, method.draw(batch, Clock(), Key.of(3, batch.ids))).loss
+    assert abs(torch.stack(means).mean() - whole) > 1e-3
+
+
+def train_on_ranks(out: Path, world: int, terms: int) -> None:
+    """The same run of 16 samples a step and micro-batches of 4, on one process or cut over several."""
+    torch.set_num_threads(1)
+    recipe = toy_recipe(batch_size=16, micro_batch=4, threads=1, log_every=1)
+    fabric = make_fabric(recipe, out, devices=world, accelerator="cpu")
+    method = Recording(terms=terms)
+    run_toy(out, recipe, fabric=fabric, method=method, train=ToySet(50))
+    save_file(method.gradients, f"{out}-gradients-{fabric.global_rank}.safetensors")
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_two_processes_equal_one(terms: int, tmp_path: Path) -> None:
+    """Same global batch on one process and on two (gloo, DDP), with accumulation: same gradients and metrics."""
+    for world in (1, 2):
+        assert in_ranks(world, train_on_ranks, tmp_path / str(world), world, terms) == [0] * world
+    one = load_file(tmp_path / "1-gradients-0.safetensors")
+    for rank in (0, 1):
+        two = load_file(tmp_path / f"2-gradients-{rank}.safetensors")
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-7, msg=name)
+    for a, b in zip(lines(tmp_path / "1"), lines(tmp_path / "2"), strict=True):
+        assert a.pop("time").keys() == b.pop("time").keys()
+        assert a == pytest.approx(b, rel=1e-4)
+    generators = {k for k in newest(tmp_path / "2/checkpoints").tensors if k.startswith("rng")}  # type: ignore[union-attr]
+    assert generators == {"rng/0/cpu", "rng/1/cpu"}
+
+
+def test_an_epoch_takes_every_sample_once_however_it_is_cut() -> None:
+    def epoch(micro: int, world: int) -> list[list[int]]:
+        ranks = [list(Position(5, 50, 16, micro, 3, 0, rank, world)) for rank in range(world)]
+        per_step = 16 // (micro * world)
+        steps = []
+        for step in range(3):
+            parts = [r[step * per_step + m] for m in range(per_step) for r in ranks]
+            assert {visit for part in parts for _, visit in part} == {0}
+            steps.append([index for part in parts for index, _ in part])
+        return steps
+
+    whole = epoch(16, 1)
+    assert epoch(4, 1) == epoch(4, 2) == epoch(8, 2) == whole
+    assert len({index for step in whole for index in step}) == 48
+    again = list(Position(5, 50, 16, 16, 9, start=4))
+    assert again == list(Position(5, 50, 16, 16, 9))[4:], "a resumed run sees what is left"
+    assert {visit for _, visit in again[-1]} == {2}
+
+
+def test_validation_batches_cover_the_split_over_ranks() -> None:
+    parts = [validation_sampler(10, 4, rank, 2) for rank in (0, 1)]
+    assert sorted(i for part in parts for batch in part for i, visit in batch if visit == 0) == list(range(10))
+
+
+def test_validation_does_not_depend_on_the_micro_batch_and_leaves_no_trace(tmp_path: Path) -> None:
+    """Its masks are the same each time, its numbers exact sums, and training goes on as if it had not been."""
+    runs = {
+        "a": run_toy(tmp_path / "a", toy_recipe(micro_batch=8)),
+        "b": run_toy(tmp_path / "b", toy_recipe(micro_batch=8), val=None),
+    }
+    assert torch.equal(*(read(run / "model.safetensors").tensors["head.weight"] for run in runs.values()))
+    assert len([line for line in lines(runs["a"]) if "val_loss" in line]) == 3
+    assert not [line for line in lines(runs["b"]) if "val_loss" in line]
+    frozen = replace(toy_recipe(micro_batch=8), optimizer=Optimizer(base_lr=0.0, weight_decay=0.0))
+    cut = replace(frozen, training=replace(frozen.training, micro_batch=2))
+    still = [*lines(run_toy(tmp_path / "c", frozen)), *lines(run_toy(tmp_path / "d", cut))]
+    values = [line["val_loss"] for line in still if "val_loss" in line]
+    assert values[0] == values[1] == values[2]
+    assert values == pytest.approx([values[0]] * 6, rel=1e-6)
+
+
+def test_decay_is_for_matrices_only_and_frozen_parameters_are_left_out() -> None:
+    method = ToyMethod()
+    method.head.weight.requires_grad_(False)
+    decayed, plain = param_groups(method, 0.1)
+    assert [name for name, _ in decayed["params"]] == ["embed.weight"]
+    assert {name for name, _ in plain["params"]} == {
+        "embed.bias", "mask_token", "norm.weight", "norm.bias", "head.bias"
+    }  # fmt: skip
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_group_check_names_missing_and_doubled_parameters() -> None:
+    method = ToyMethod()
+    optimizer = make_optimizer(method, Optimizer())
+    check_groups(method, optimizer)
+    optimizer.param_groups[0]["params"].pop()
+    optimizer.param_groups[1]["params"].append(method.embed.weight)
+    with pytest.raises(StartupError, match=r"no optimizer group: head\.weight; in more than one .*: embed\.weight"):
+        check_groups(method, optimizer)
+
+
+def test_gradient_check_names_what_does_not_learn(tmp_path: Path) -> None:
+    class Unused(ToyMethod):
+        def __init__(self) -> None:
+            super().__init__()
+            self.forgotten = nn.Linear(2, 2)
+
+    with pytest.raises(StartupError, match=r"no gradient reaches forgotten\.weight, forgotten\.bias"):
+        run_toy(tmp_path / "run", method=Unused())
+
+
+def test_gradient_check_waits_for_the_second_step() -> None:
+    method = nn.Linear(2, 2)
+    check = GradientCheck(method)
+    check.after_backward()
+    method(torch.ones(1, 2)).sum().backward()
+    check.after_backward()
+    check.after_backward()
+
+
+def test_nan_input_stops_names_the_batch_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    broken = ToySet(28, broken=5)
+    order = list(Position(3, 28, 8, 4, 3))
+    first = next(i for i, items in enumerate(order) if any(index == 5 for index, _ in items))
+    recipe = toy_recipe(micro_batch=4, checkpoint_every_steps=1)
+    with pytest.raises(NotFiniteError) as error:
+        run_toy(tmp_path / "run", recipe, train=broken)
+    names = ", ".join(f"sample-{100 + index}.png" for index, _ in order[first])
+    assert f"the loss is NaN or infinite at step {first // 2 + 1}, in the batch with {names}" in str(error.value)
+    saved = newest(tmp_path / "run/checkpoints")
+    assert (saved.meta["step"] if saved else 0) == first // 2
+    assert saved is None or str(saved.path) in str(error.value)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) -> None:
+    """The loss is fine and the gradient is not: the weights are lost, so saving them must not happen."""
+
+    class Poison(ToyMethod):
+        def forward(self, batch: ToyBatch, plan: Plan) -> Output:
+            output = super().forward(batch, plan)
+            if self.training and self.steps == 4:
+                output.terms["hidden"].total.register_hook(lambda gradient: gradient * torch.nan)
+            return output
+
+        steps = 0
+
+        def after_step(self, clock: Clock) -> None:
+            self.steps += 1
+
+    recipe = toy_recipe(log_every=100, checkpoint_every_steps=5)
+    with pytest.raises(NotFiniteError, match="the gradient is NaN or infinite at step 5"):
+        run_toy(tmp_path / "run", replace(recipe, optimizer=Optimizer(clip_norm=None)), method=Poison())
+    assert newest(tmp_path / "run/checkpoints") is None
+
+
+def test_changed_recipe_on_resume_lists_what_changed(tmp_path: Path) -> None:
+    run = run_toy(tmp_path / "run", toy_recipe(steps=3))
+    changed = replace(toy_recipe(steps=3, batch_size=4, workers=2), seed=4)
+    with pytest.raises(UnmaskError) as error:
+        run_toy(run, changed, resume=True)
+    assert "seed was 3, now 4; training.batch_size was 8, now 4." in str(error.value)
+    assert "workers" not in str(error.value), "loading in other processes changes nothing"
+
+
+def test_a_longer_run_needs_extend_and_then_goes_on(tmp_path: Path) -> None:
+    run = run_toy(tmp_path / "run", toy_recipe(steps=3))
+    longer = toy_recipe(steps=6)
+    with pytest.raises(UnmaskError, match=r"schedule\.steps was 3, now 6\. Add --extend"):
+        run_toy(run, longer, resume=True)
+    run_toy(run, longer, resume=True, extend=True)
+    assert read(run / "model.safetensors").meta["step"] == 6
+    assert [line["step"] for line in lines(run) if "loss" in line] == [1, 2, 3, 4, 6]
+    with pytest.raises(UnmaskError, match="is at step 6, beyond the 2 steps"):
+        run_toy(run, toy_recipe(steps=2), resume=True, extend=True)
+
+
+def test_other_data_on_resume(tmp_path: Path) -> None:
+    run = run_toy(tmp_path / "run", toy_recipe(steps=3))
+    with pytest.raises(UnmaskError, match=r"training samples are not those .* \(28 then, 27 now"):
+        run_toy(run, toy_recipe(steps=3), train=ToySet(27), resume=True)
+
+
+def test_places_that_cannot_hold_a_run(tmp_path: Path) -> None:
+    run = run_toy(tmp_path / "run", toy_recipe(steps=1))
+    with pytest.raises(UnmaskError, match="already holds a run .* --resume"):
+        run_toy(run, toy_recipe(steps=1))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnmaskError, match="cannot write to .*Choose another --out"):
+        run_toy(tmp_path / "file" / "run", toy_recipe(steps=1))
+    with pytest.raises(UnmaskError, match="no run to resume"):
+        run_toy(tmp_path / "empty", toy_recipe(steps=1), resume=True)
+
+
+def test_too_few_samples_for_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(UnmaskError, match="7 training samples do not fill one batch of 8"):
+        run_toy(tmp_path / "run", train=ToySet(7))
+
+
+def test_bf16_and_compile_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches keep full precision under bf16: a target must not be rounded because the network computes in bf16."""
+    compiled: list[bool] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *a, **k: compiled.append(True))
+
+    class Picky(ToyMethod):
+        def forward(self, batch: ToyBatch, plan: Plan) -> Output:
+            assert batch.x.dtype == torch.float32
+            assert not self.training or self.embed(batch.x).dtype == torch.bfloat16
+            return super().forward(batch, plan)
+
+    run_toy(tmp_path / "run", toy_recipe(steps=2, precision="bf16-mixed", compile=True), method=Picky())
+    assert compiled == [True]
+    assert newest(tmp_path / "run/checkpoints").tensors["model/head.weight"].dtype == torch.float32  # type: ignore[union-attr]
+
+
+def test_schedule_reaches_the_optimizer(tmp_path: Path) -> None:
+    recipe = replace(toy_recipe(steps=4, log_every=1), schedule=Schedule(epochs=2, steps=4, warmup_epochs=1))
+    assert [line["lr"] for line in lines(run_toy(tmp_path / "run", recipe, val=None))] == pytest.approx(
+        [0.0, 0.025, 0.05, 0.025]
+    )

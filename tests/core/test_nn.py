@@ -1,0 +1,113 @@
+"""The transformer block and positions against independent implementations."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from timm.models.beit import RelativePositionBias as TimmBias
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import nn
+
+from unmask.core.nn.init import truncated_normal_init, xavier_init
+from unmask.core.nn.positions import RelativePositionBias, sincos_positions
+from unmask.core.nn.transformer import Attention, Block, DropPath
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+def test_block_equals_timms(layer_scale: float | None) -> None:
+    ours = Block(24, 3, mlp_ratio=2.0, layer_scale=layer_scale)
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    theirs = TimmBlock(24, 3, mlp_ratio=2.0, qkv_bias=True, init_values=layer_scale, norm_layer=norm)
+    theirs.load_state_dict(ours.state_dict())  # strict: the names are timm's
+    x, y = (torch.randn(2, 7, 24).requires_grad_() for _ in range(2))
+    y.data.copy_(x.data)
+    (ours(x).square().sum()).backward()
+    (theirs(y).square().sum()).backward()
+    torch.testing.assert_close(ours(x), theirs(y), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
+    for (name, p), (_, q) in zip(sorted(ours.named_parameters()), sorted(theirs.named_parameters()), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_padding_is_not_attended_to() -> None:
+    attention, x = Attention(16, 2), torch.randn(2, 6, 16)
+    valid = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    out = attention(x, valid=valid)
+    torch.testing.assert_close(out[:1, :4], attention(x[:1, :4]))
+    torch.testing.assert_close(out[1:], attention(x[1:]))
+    bias = torch.randn(2, 6, 6)
+    torch.testing.assert_close(attention(x, bias, valid)[:1, :4], attention(x[:1, :4], bias[:, :4, :4]))
+
+
+def test_bias_is_added_to_the_logits() -> None:
+    """A bias of minus infinity off the diagonal leaves every token with its own value."""
+    attention, x = Attention(16, 2), torch.randn(2, 5, 16)
+    only_self = torch.full((2, 5, 5), float("-inf")).masked_fill(torch.eye(5, dtype=torch.bool), 0.0)
+    value = attention.qkv(x)[..., 32:]
+    torch.testing.assert_close(attention(x, only_self), attention.proj(value))
+
+
+def test_heads_must_divide() -> None:
+    with pytest.raises(ValueError, match="dim 16 is not divisible by 3 heads"):
+        Attention(16, 3)
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
+    drop, x = DropPath(0.25), torch.ones(8000, 2, 3)
+    out = drop.train()(x)
+    kept = (out.flatten(1) != 0).any(1)
+    assert torch.equal(out, kept[:, None, None] * x / 0.75)
+    assert abs(float(kept.float().mean()) - 0.75) < 0.02
+    assert drop.eval()(x) is x
+
+
+def sincos_by_hand(rows: int, columns: int, dim: int) -> list[list[float]]:
+    table = []
+    for y in range(rows):
+        for x in range(columns):
+            line: list[float] = []
+            for place in (x, y):
+                waves = [place / 10000 ** (k / (dim / 4)) for k in range(dim // 4)]
+                line += [math.sin(w) for w in waves] + [math.cos(w) for w in waves]
+            table.append(line)
+    return table
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (2, 5)])
+def test_sincos_by_hand(grid: tuple[int, int]) -> None:
+    torch.testing.assert_close(sincos_positions(grid, 16), torch.tensor(sincos_by_hand(*grid, 16)))
+
+
+def test_sincos_of_other_ranks() -> None:
+    assert sincos_positions((5,), 8).shape == (5, 8) and sincos_positions((2, 3, 4), 24).shape == (24, 24)
+    with pytest.raises(ValueError, match="divisible by 4"):
+        sincos_positions((2, 2), 10)
+
+
+def test_relative_bias_equals_timms() -> None:
+    ours, theirs = RelativePositionBias((3, 4), 2), TimmBias((3, 4), 2)
+    torch.nn.init.normal_(ours.table)
+    theirs.relative_position_bias_table.data.copy_(ours.table.data)
+    assert torch.equal(ours(), theirs())
+
+
+def test_relative_bias_without_class_token_depends_on_the_offset() -> None:
+    bias = RelativePositionBias((3, 3), 1, class_token=False)
+    torch.nn.init.normal_(bias.table)
+    b = bias()[0]
+    assert b[0, 4] == b[4, 8] and b[0, 1] == b[7, 8] and b[0, 1] != b[1, 0]
+
+
+def test_initialisations() -> None:
+    linear, norm, conv = nn.Linear(64, 192), nn.LayerNorm(8), nn.Conv2d(3, 64, 4)
+    xavier_init(linear)
+    bound, weight = (6 / 256) ** 0.5, linear.weight.detach()
+    assert float(weight.abs().max()) <= bound and abs(float(weight.std()) - bound / 3**0.5) < 0.005
+    assert not linear.bias.any()
+    for module in (linear, norm, conv):
+        truncated_normal_init(module)
+    assert all(abs(float(m.weight.detach().std()) - 0.02) < 0.002 for m in (linear, conv))
+    assert torch.equal(norm.weight, torch.ones(8)) and not norm.bias.any() and not conv.bias.any()
