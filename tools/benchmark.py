@@ -29,7 +29,7 @@ VARIANTS = {
 }
 
 
-def run_one(variant: str, data: str, images: int, seed: int, folder: Path, device: str, quick: bool) -> None:
+def run_one(variant: str, data: str, images: int, seed: int, folder: Path, device: str, epochs: int) -> None:
     """Train on so many images and evaluate, in this process."""
     import torch
 
@@ -44,7 +44,7 @@ def run_one(variant: str, data: str, images: int, seed: int, folder: Path, devic
     start = time.perf_counter()
     train(load_recipe(method, "tiny", overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
     trained = time.perf_counter()
-    evaluate(folder, device=device, quick=quick, seed=seed)
+    evaluate(folder, device=device, quick=epochs == 0, seed=seed, finetune_epochs=epochs or None)
     seconds = {"train_seconds": trained - start, "evaluate_seconds": time.perf_counter() - trained}
     (folder / "done.json").write_text(json.dumps(seconds))
 
@@ -123,18 +123,28 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of a run")
-    parser.add_argument("--quick", action="store_true", help="no fine-tuning")
+    parser.add_argument("--finetune-epochs", type=int, default=3, help="0 for none (default 3, at the largest budget)")
+    parser.add_argument("--finetuned", nargs="*", default=["mae", "simmim"], help="which variants are fine-tuned")
+    parser.add_argument("--curve", nargs="*", default=["mae"], help="which variants are run at all budgets")
     parser.add_argument("--one", nargs=3, metavar=("VARIANT", "IMAGES", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     runs = args.runs / Path(args.data).name
     if args.one:
         variant, images, seed = args.one
         folder = runs / f"{variant}-{images}-{seed}"
-        run_one(variant, args.data, int(images), int(seed), folder, args.device, args.quick)
+        tune = variant in args.finetuned and int(images) == max(args.budgets)
+        run_one(variant, args.data, int(images), int(seed), folder, args.device, args.finetune_epochs * tune)
         return
     # Longest first, so that no long run is left alone at the end.
-    jobs = list(product(sorted(args.budgets, reverse=True), args.seeds, args.variants))
-    common = ["--data", args.data, "--runs", str(args.runs), "--device", args.device, *["--quick"] * args.quick]
+    jobs = [
+        (images, seed, variant)
+        for images, seed, variant in product(sorted(args.budgets, reverse=True), args.seeds, args.variants)
+        if images == max(args.budgets) or variant in args.curve
+    ]
+    jobs.sort(key=lambda job: (job[2] not in args.finetuned, -job[0]))
+    common = ["--data", args.data, "--runs", str(args.runs), "--device", args.device]
+    common += ["--finetune-epochs", str(args.finetune_epochs), "--finetuned", *args.finetuned]
+    common += ["--budgets", *map(str, args.budgets)]
     start = time.perf_counter()
     with ThreadPoolExecutor(args.jobs) as pool:
         waiting = [

@@ -4,7 +4,8 @@ The loops are the published generators in our own words (SimMIM's and BEiT's run
 in the released code; ColorMAE's rule applied per image). Every repetition times all contenders once, in turn, in one
 process with one thread setting; the table shows medians.
 
-    python tools/compare_samplers.py [--batch 256] [--grid 14] [--repeats 21] [--threads 2] [--out FILE.json]
+    python tools/compare_samplers.py [--batch 256] [--grid 14] [--repeats 21] [--threads 2] [--device cpu]
+        [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -98,11 +99,11 @@ def loop_colormae(rng: np.random.Generator, bank: np.ndarray, batch: int, side: 
     return torch.from_numpy(np.stack(masks))
 
 
-def contenders(batch: int, side: int) -> dict[str, dict[str, Draw]]:
+def contenders(batch: int, side: int, device: str) -> dict[str, dict[str, Draw]]:
     """What is timed, by masking: ours first."""
-    grid, key, rng = (side, side), Key.of(0, torch.arange(batch)), np.random.default_rng(0)
+    grid, key, rng = (side, side), Key.of(0, torch.arange(batch, device=device)), np.random.default_rng(0)
     config = ViTMAEConfig(image_size=16 * side, hidden_size=8, num_attention_heads=1, num_hidden_layers=0)
-    theirs, tokens = ViTMAEEmbeddings(config), torch.zeros(batch, side * side, 1)
+    theirs, tokens = ViTMAEEmbeddings(config), torch.zeros(batch, side * side, 1, device=device)
     noise, target = NoiseMasking("green"), round(0.4 * side * side)
     bank = noise.bank().numpy()
     random, unit, block = RandomMasking(0.75), RandomMasking(0.6, "ceil_hide", 2), BlockMasking(0.4)
@@ -111,20 +112,20 @@ def contenders(batch: int, side: int) -> dict[str, dict[str, Draw]]:
         "random": {
             "unmask": lambda: random(key, grid),
             "transformers": lambda: theirs.random_masking(tokens),
-            "loop": lambda: loop_random(rng, batch, side, 0.75),
+            "loop": lambda: loop_random(rng, batch, side, 0.75).to(device),
         },
         "unit of 2 x 2": {
             "unmask": lambda: unit(key, grid),
-            "loop": lambda: loop_simmim(rng, batch, side, 0.6, 2),
+            "loop": lambda: loop_simmim(rng, batch, side, 0.6, 2).to(device),
         },
         "block": {
             "unmask": lambda: block(key, grid),
             "unmask, exact": lambda: exact(key, grid),
-            "loop": lambda: loop_beit(rng, batch, side, target),
+            "loop": lambda: loop_beit(rng, batch, side, target).to(device),
         },
         "green noise": {
             "unmask": lambda: noise(key, grid),
-            "loop": lambda: loop_colormae(rng, bank, batch, side, 0.75),
+            "loop": lambda: loop_colormae(rng, bank, batch, side, 0.75).to(device),
         },
     }
 
@@ -137,6 +138,8 @@ def measure(draws: dict[str, dict[str, Draw]], repeats: int) -> dict[str, dict[s
             for name, draw in rivals.items():
                 start = time.perf_counter()
                 draw()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
                 if repeat >= 2:
                     times.setdefault((masking, name), []).append(1e3 * (time.perf_counter() - start))
     return {m: {n: statistics.median(times[m, n]) for n in rivals} for m, rivals in draws.items()}
@@ -148,11 +151,13 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=14)
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where our samplers draw; the loops' masks are copied there")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    result = measure(contenders(args.batch, args.grid), args.repeats)
-    print(f"median ms for {args.batch} masks of {args.grid} x {args.grid} tokens, {args.threads} thread(s)")
+    result = measure(contenders(args.batch, args.grid, args.device), args.repeats)
+    where = f"on {args.device}, {args.threads} thread(s)"
+    print(f"median ms for {args.batch} masks of {args.grid} x {args.grid} tokens {where}")
     for masking, times in result.items():
         for name, ms in times.items():
             ratio = "" if name == "unmask" else f"  {ms / times['unmask']:6.1f} x unmask"

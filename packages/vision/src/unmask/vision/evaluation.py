@@ -42,7 +42,7 @@ from unmask.core.training.recipe import make_recipe, read_yaml, to_yaml
 from unmask.core.training.rundir import check_writable, metrics_until
 from unmask.vision.data import ImageBatch, Images, Settings, collate, open_split
 
-ROWS = {"trained": "trained encoder", "random": "same encoder, random weights", "pixels": "raw pixels"}
+ROWS = {"trained": "trained encoder", "random": "untrained encoder", "pixels": "raw pixels"}
 PIXELS_SIDE = 32  # larger images are averaged down to this before their pixels are probed
 _OTHER_SEED = 1_000_003  # added to the run's seed for the reference's random weights: never those training began from
 
@@ -65,7 +65,13 @@ class _Labelled:
 
 
 def evaluate(
-    run_dir: str | Path, *, data: str | None = None, device: str = "auto", quick: bool = False, seed: int = 0
+    run_dir: str | Path,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    quick: bool = False,
+    seed: int = 0,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """Measure a run's encoder beside the same encoder at random initialisation and raw pixels.
 
@@ -78,6 +84,8 @@ def evaluate(
         device: ``auto``, ``cpu`` or ``cuda``.
         quick: leave fine-tuning out, which takes longer than all the rest.
         seed: of the few-label subsets, of fine-tuning, and of the reference's random weights.
+        finetune_epochs: passes of fine-tuning; None for the protocol's.
+        epochs: of fine-tuning; None for the protocol's.
 
     Returns:
         What was written: ``rows`` (``trained``, ``random``, ``pixels``; accuracies in [0, 1]), ``protocol``, ``splits``
@@ -104,7 +112,8 @@ def evaluate(
     if labelled is None:
         result |= _without_labels(run, random, settings, place)
     else:
-        result |= _with_labels(run, random, labelled, place, quick, seed)
+        tuning = None if quick else _fine_tuning(epochs)
+        result |= _with_labels(run, random, labelled, place, tuning, seed)
     result["seconds"] = round(time.perf_counter() - began, 1)
     write_json(Path(run_dir) / "evaluation.json", result)
     return result
@@ -138,11 +147,12 @@ def _random_encoder(run: LoadedRun, seed: int) -> nn.Module:
 
 
 def _encoders(run: LoadedRun, random: nn.Module) -> dict[str, Encode]:
-    return {
-        "trained": lambda batch: run.method.encode(batch).pooled,
-        "random": lambda batch: random.encode(batch).pooled,
-        "pixels": lambda batch: pixels(batch.images),
-    }
+    return {"trained": _pooled(run.method), "random": _pooled(random), "pixels": lambda batch: pixels(batch.images)}
+
+
+def _pooled(method: Any) -> Encode:
+    """The mean of a method's tokens, unmasked."""
+    return lambda batch: method.encode(batch).pooled
 
 
 def pixels(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch values"]:
@@ -158,17 +168,19 @@ def _features(encode: Encode, images: Images, run: LoadedRun, device: torch.devi
 
 
 def _with_labels(
-    run: LoadedRun, random: nn.Module, data: _Labelled, device: torch.device, quick: bool, seed: int
+    run: LoadedRun, random: nn.Module, data: _Labelled, device: torch.device, tuning: FineTuning | None, seed: int
 ) -> dict[str, Any]:
     rows = {}
     for name, encode in _encoders(run, random).items():
         parts = {s: _features(encode, getattr(data, s), run, device, f"{name}, {s}") for s in ("train", "val", "test")}
         rows[name] = _probe(Splits(**parts), seed)
     protocol = {"knn": asdict(KNN()), "linear": asdict(LinearProbe()), "few_label": asdict(FewLabels())}
-    if not quick:
-        protocol["finetune"] = asdict(FineTuning()) | {"layer_decay_of_random": 1.0}
+    if tuning is not None:
+        # From scratch there is nothing that slow lower layers would protect; they would only handicap the reference.
+        tunings = {"trained": tuning, "random": replace(tuning, layer_decay=1.0)}
+        protocol["finetune"] = asdict(tuning) | {"layer_decay_of_random": 1.0}
         for name, method in {"trained": run.method, "random": random}.items():
-            tuned = _tune(method, data, run, _protocol(name), seed, device)
+            tuned = _tune(method, data, run, tunings[name], seed, device)
             rows[name] |= {"finetune": tuned.accuracy, "finetune_val": tuned.val_accuracy}
     return {"labelled": True, "splits": data.sizes, "rows": rows, "protocol": protocol}
 
@@ -191,9 +203,8 @@ def _spread(features: FeatureSplit) -> dict[str, Any]:
     return {"rankme": rankme(features.x), "deviation": deviation(features.x), "dim": features.x.shape[1]}
 
 
-def _protocol(row: str) -> FineTuning:
-    """From scratch there is nothing that slow lower layers would protect; they would only handicap the reference."""
-    return FineTuning() if row == "trained" else FineTuning(layer_decay=1.0)
+def _fine_tuning(epochs: int | None) -> FineTuning:
+    return FineTuning() if epochs is None else FineTuning(epochs=epochs)
 
 
 def _tune(
@@ -264,7 +275,7 @@ def finetune(
     if labelled is None:
         raise UnmaskError(f"{data} has no labels; fine-tuning needs one folder of images per class, or a labelled set")
     check_writable(out)
-    protocol = FineTuning() if epochs is None else FineTuning(epochs=epochs)
+    protocol = _fine_tuning(epochs)
     began = time.perf_counter()
     tuned = _tune(run.method, labelled, run, protocol, seed, place)
     result = {
@@ -340,10 +351,11 @@ def _write_embeddings(path: Path, run: LoadedRun, images: Images, device: torch.
     import pyarrow.parquet as pq
 
     columns = [("id", pa.int64()), ("name", pa.string()), ("embedding", pa.list_(pa.float32()))]
+    encode = _pooled(run.method)
     schema = pa.schema(columns, metadata={"method": run.recipe.method, "step": str(run.step)})
     with pq.ParquetWriter(path, schema) as writer, progress_bar("embedding", len(images)) as advance:
         for batch, chunk in epoch_batches(images, collate, 256, run.recipe.training.workers):
-            pooled = run.method.encode(to_device(batch, device)).pooled.float().cpu()
+            pooled = encode(to_device(batch, device)).float().cpu()
             wrong = stand_ins(batch, images, chunk)
             ids, pooled = (batch.ids, pooled) if wrong is None else (batch.ids[~wrong], pooled[~wrong])
             names = [images.name_of(int(i)) for i in ids]
