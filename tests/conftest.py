@@ -11,7 +11,7 @@ install_import_hook(CHECKED, "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(1)  # tensors here are tiny: more threads only wait for each other, above all on a busy machine
+torch.set_num_threads(1)  # tensors here are tiny: more threads only wait for each other
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """No runtime checks, for torch.compile (which cannot trace them) and for wrong types that the code itself reports."""
+    """No runtime checks: for torch.compile, which cannot trace them, and for wrong types that the code reports."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)

@@ -29,7 +29,10 @@ def make(kind: type[MAE] = MAE, **options: Any) -> MAE:
     return kind(encoder, DecoderSettings(32, 1, 2), **options)
 
 
-@pytest.mark.parametrize("masking", [RandomMasking(0.75), BernoulliMasking(0.5), NoiseMasking(slices=2, size=32)], ids=str)
+MASKINGS = [RandomMasking(0.75), BernoulliMasking(0.5), NoiseMasking(slices=2, size=32)]
+
+
+@pytest.mark.parametrize("masking", MASKINGS, ids=str)
 def test_mae_passes(masking: Any) -> None:
     model = make(masking=masking).train()
     before = {name: p.clone() for name, p in model.state_dict().items()}

@@ -36,7 +36,7 @@ def test_a_sample_keeps_its_mask_in_any_batch(masking: Masking) -> None:
     assert len({tuple(row) for row in whole.hidden.tolist()}) > 55
 
 
-# --- random -------------------------------------------------------------------------------------------------------
+# --- random ---
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,8 @@ def test_units_are_hidden_as_a_whole(grid: tuple[int, ...], unit: int) -> None:
     hidden = RandomMasking(0.6, "ceil_hide", unit)(keys(20), grid).hidden.view(20, *grid)
     for axis, n in enumerate(grid, start=1):
         hidden = hidden.unflatten(axis + (axis - 1), (n // unit, unit))
-    cells = hidden.permute(0, *range(1, 2 * len(grid), 2), *range(2, 2 * len(grid) + 1, 2)).reshape(20, -1, unit ** len(grid))
+    axes = (*range(1, 2 * len(grid), 2), *range(2, 2 * len(grid) + 1, 2))
+    cells = hidden.permute(0, *axes).reshape(20, -1, unit ** len(grid))
     assert torch.equal(cells.all(2), cells.any(2))
     assert cells.any(2).sum(1).tolist() == [hidden_count(cells.shape[1], 0.6, "ceil_hide")] * 20
 
@@ -107,7 +108,7 @@ def test_bernoulli_is_a_coin_per_token() -> None:
     assert abs(float(counts.var()) - 21) < 2.5
 
 
-# --- blocks -------------------------------------------------------------------------------------------------------
+# --- blocks ---
 
 
 def blocks_by_loop(rng: np.random.Generator, side: int, target: int, smallest: int) -> np.ndarray:
@@ -162,7 +163,8 @@ def test_exact_blocks_contain_the_published_ones(grid: tuple[int, int]) -> None:
 
 
 def test_blocks_are_topped_up_at_their_border() -> None:
-    exact, loose = (BlockMasking(0.3, exact=e)(keys(300), (14, 14)).hidden.view(-1, 14, 14).numpy() for e in (True, False))
+    masks = (BlockMasking(0.3, exact=exact)(keys(300), (14, 14)).hidden for exact in (True, False))
+    exact, loose = (mask.view(-1, 14, 14).numpy() for mask in masks)
     added = exact & ~loose
     border = np.stack([ndimage.binary_dilation(mask) for mask in loose])
     assert added.any() and not (added & ~border).any()
@@ -176,7 +178,7 @@ def test_the_first_block_is_a_rectangle_within_its_limits() -> None:
     single = area == count
     assert single.float().mean() > 0.3
     aspect = rows[single] / columns[single]
-    assert 0.3 * 0.75 < aspect.min() and aspect.max() < 1 / (0.3 * 0.75)  # sides are rounded
+    assert aspect.min() > 0.3 * 0.75 and aspect.max() < 1 / (0.3 * 0.75)  # sides are rounded
 
 
 def test_blocks_respect_max_block() -> None:
@@ -196,7 +198,7 @@ def test_block_settings_are_checked(wrong: dict[str, float]) -> None:
         BlockMasking(0.4)(keys(2), (9,))
 
 
-# --- coloured noise -----------------------------------------------------------------------------------------------
+# --- coloured noise ---
 
 STATISTICS = {  # P(neighbour visible | visible), visible components, mean distance hidden to visible; 14 x 14, 75 %
     "random": (0.25, 27, 1.25),
@@ -287,7 +289,7 @@ def test_white_noise_either_way_up_is_mae() -> None:
 
 
 def test_windows_are_windows_of_the_bank() -> None:
-    """Every window is a piece of some slice, continued periodically, in one of four mirror images; all of them occur."""
+    """Every window is a piece of some slice, continued periodically, in one of four mirror images; all occur."""
     masking = NoiseMasking("green", slices=2, size=32)
     bank, scores = masking.bank(), masking.scores(keys(40), (5, 7)).view(-1, 5, 7)
     seen = set()

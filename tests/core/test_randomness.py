@@ -94,7 +94,7 @@ def test_every_bit_is_fair_and_flips_with_the_id(bit: int) -> None:
 
 def test_uniform_is_uniform() -> None:
     x = Key.of(0, torch.arange(500)).uniform(400)
-    assert x.dtype == torch.float32 and 0 <= float(x.min()) and float(x.max()) < 1
+    assert x.dtype == torch.float32 and float(x.min()) >= 0 and float(x.max()) < 1
     assert abs(chi_square(torch.histc(x, 100, 0, 1))) < 4
     pairs = (x[:, :-1] * 10).long() * 10 + (x[:, 1:] * 10).long()
     assert abs(chi_square(torch.bincount(pairs.flatten(), minlength=100))) < 4

@@ -79,8 +79,9 @@ def check_method(
         AssertionError: lists every check that failed, and how.
         ValueError: an unknown name in `skip`, or fewer than three samples.
     """
-    if unknown := set(skip) - {check.__name__ for check in CHECKS}:
-        raise ValueError(f"no check named {', '.join(sorted(unknown))}; there are {', '.join(c.__name__ for c in CHECKS)}")
+    known = [check.__name__ for check in CHECKS]
+    if unknown := set(skip) - set(known):
+        raise ValueError(f"no check named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if len(batch.ids) < 3:
         raise ValueError(f"check_method needs at least 3 samples to tell them apart; got {len(batch.ids)}")
     clock = clock or Clock(step=50, total_steps=100, epoch=1, samples_seen=50 * len(batch.ids))
@@ -104,7 +105,7 @@ def _failure(check: Callable[[Case], None], case: Case) -> str | None:
     return None
 
 
-# --- draw ---------------------------------------------------------------------------------------------------------
+# --- draw ---
 
 
 def draw_depends_on_key_alone(case: Case) -> None:
@@ -151,7 +152,7 @@ def masks_are_consistent(case: Case) -> None:
         assert (mask.visible.sum(1) == mask.num_visible).all(), "num_visible is not the number of visible tokens"
 
 
-# --- forward ------------------------------------------------------------------------------------------------------
+# --- forward ---
 
 
 def forward_is_pure(case: Case) -> None:
@@ -206,7 +207,7 @@ def compiles(case: Case) -> None:
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
 
 
-# --- learning -----------------------------------------------------------------------------------------------------
+# --- learning ---
 
 
 def every_trainable_parameter_learns(case: Case) -> None:
@@ -249,7 +250,7 @@ def hidden_input_gets_no_gradient(case: Case) -> None:
         assert not any(t.requires_grad for t in targets.values()), "the target carries a gradient"
 
 
-# --- leaks --------------------------------------------------------------------------------------------------------
+# --- leaks ---
 
 
 def hidden_input_does_not_leak(case: Case) -> None:
@@ -289,7 +290,7 @@ def pictures_are_images(case: Case) -> None:
     assert torch.equal(images["masked"], other["masked"]), "the masked picture shows what is hidden"
 
 
-# --- encode -------------------------------------------------------------------------------------------------------
+# --- encode ---
 
 
 @torch.no_grad()
@@ -305,7 +306,9 @@ def encode_never_masks(case: Case) -> None:
         trained = case.method.encode(case.batch).tokens
     assert torch.equal(tokens, trained), "encode differs between eval and train mode"
     alone = case.method.encode(_rows(case.batch, 0)).tokens
-    assert torch.allclose(tokens[:1], alone, rtol=1e-3, atol=1e-4), "a sample's features depend on the rest of the batch"
+    assert torch.allclose(tokens[:1], alone, rtol=1e-3, atol=1e-4), (
+        "a sample's features depend on the rest of the batch"
+    )
 
 
 @torch.no_grad()
@@ -334,7 +337,7 @@ def _feature_of(token: int, tokens: int, grid: tuple[int, ...]) -> int:
     return place
 
 
-# --- state --------------------------------------------------------------------------------------------------------
+# --- state ---
 
 
 def state_survives_a_round_trip(case: Case) -> None:
@@ -369,13 +372,18 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 )
 
 
-# --- helpers ------------------------------------------------------------------------------------------------------
+# --- helpers ---
 
 
 def _tensors(value: Any) -> dict[str, Tensor]:
     """Every tensor in a nested value, numbered in the order of its fields."""
     found: list[Tensor] = []
-    map_tensors(value, lambda tensor: found.append(tensor) or tensor)
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
     return {f"{type(value).__name__} tensor {i} {tuple(t.shape)[1:]}": t for i, t in enumerate(found)}
 
 

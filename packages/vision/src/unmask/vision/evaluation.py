@@ -71,7 +71,7 @@ def evaluate(
     device: str = "auto",
     quick: bool = False,
     seed: int = 0,
-    epochs: int | None = None,
+    finetune_epochs: int | None = None,
 ) -> dict[str, Any]:
     """Measure a run's encoder beside the same encoder at random initialisation and raw pixels.
 
@@ -84,8 +84,6 @@ def evaluate(
         device: ``auto``, ``cpu`` or ``cuda``.
         quick: leave fine-tuning out, which takes longer than all the rest.
         seed: of the few-label subsets, of fine-tuning, and of the reference's random weights.
-        finetune_epochs: passes of fine-tuning; None for the protocol's.
-        epochs: of fine-tuning; None for the protocol's.
 
     Returns:
         What was written: ``rows`` (``trained``, ``random``, ``pixels``; accuracies in [0, 1]), ``protocol``, ``splits``
@@ -112,11 +110,16 @@ def evaluate(
     if labelled is None:
         result |= _without_labels(run, random, settings, place)
     else:
-        tuning = None if quick else _fine_tuning(epochs)
+        tuning = None if quick else _fine_tuning(finetune_epochs)
         result |= _with_labels(run, random, labelled, place, tuning, seed)
     result["seconds"] = round(time.perf_counter() - began, 1)
-    write_json(Path(run_dir) / "evaluation.json", result)
-    return result
+    return _record(Path(run_dir) / "evaluation.json", result)
+
+
+def _record(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a result, and give it as a reader of the file gets it (lists for tuples)."""
+    write_json(path, result)
+    return json.loads(json.dumps(result))
 
 
 def _val_loss(run_dir: Path) -> float | None:
@@ -296,8 +299,7 @@ def finetune(
     recipe = replace(run.recipe, data=labelled.settings)
     write_text(out / "recipe.yaml", to_yaml(recipe))
     checkpoint.write(out / "model.safetensors", tuned.classifier.state_dict(), {"classes": labelled.classes})
-    write_json(out / "finetune.json", result)
-    return result
+    return _record(out / "finetune.json", result)
 
 
 def load_classifier(out: str | Path, device: str = "cpu") -> Classifier:

@@ -93,11 +93,12 @@ class Classifier(nn.Module):
 
     def __init__(self, encoder: nn.Module, classes: int, head_std: float = 2e-5, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.encoder: Any = copy.deepcopy(encoder)
+        self.encoder = copy.deepcopy(encoder)
         if hasattr(self.encoder, "norm"):
             self.encoder.norm = nn.Identity()
-        self.norm = nn.LayerNorm(self.encoder.dim, eps=1e-6)
-        self.head = nn.Linear(self.encoder.dim, classes)
+        dim: Any = encoder.dim
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
         for parameter in self.encoder.parameters():  # fixed positions are trained from here on, as in the paper
@@ -213,8 +214,8 @@ def fine_tune(
         model = Classifier(encoder, classes, protocol.head_std, protocol.drop_path).to(device).train()
         losses = _train(model, train, collate, inputs, protocol, seed, device, workers, advance)
     model.eval()
-    scored = [None if d is None else accuracy(model, d, collate, inputs, device, workers) for d in (test, val)]
-    return FineTuned(model, *scored, losses)
+    on_test, on_val = (None if d is None else accuracy(model, d, collate, inputs, device, workers) for d in (test, val))
+    return FineTuned(model, on_test, on_val, losses)
 
 
 def _train(

@@ -94,7 +94,7 @@ class BlockMasking:
     def _propose(
         self, key: Key, limit: Float[Tensor, "seeking"], grid: tuple[int, ...]
     ) -> tuple[Float[Tensor, "seeking tries height"], Float[Tensor, "seeking tries width"]]:
-        """Five rectangles per sample, as the rows and columns they cover: 1.0 or 0.0, and no rows where one is too large.
+        """Five rectangles per sample, as the rows and columns they cover: 1.0 or 0.0; no rows where it is too large.
 
         One 64-bit draw makes one rectangle: 16 bits each for area, aspect, row and column.
         """

@@ -1,20 +1,20 @@
 """Masking by filtered noise: ColorMAE's four colours (Hinojosa et al., ECCV 2024, official code carlosh93/ColorMAE).
 
-White noise is filtered once, on a torus much larger than a token grid; every sample then ranks its tokens by a window of
-that noise and keeps the highest. One noise pixel is one token, so widths are in tokens whatever the image size.
+White noise is filtered once, on a torus much larger than a token grid; every sample then ranks its tokens by a window
+of that noise and keeps the highest. One noise pixel is one token, so widths are in tokens whatever the image size.
 
 What the authors published is the formulas. These are ours:
 
 * **Widths and passes.** They are not stated, and the spectra shown on the poster are far narrower than one pass of the
   formulas gives. Repeating "filter, then equalise by rank" reproduces them; `COLOR_DEFAULTS` holds the values that do.
   ``n_pass=1`` is the literal formula.
-* **The bank** is generated (the released one is a download of 3,072 slices, 768 MiB). There, image i of every batch reads
-  slice i, and one offset and one pair of flips serve the whole batch. Here each sample draws its own slice, offset and
-  flips by its key, so that its mask does not depend on its place in a batch; as 64 slices already hold 16 million
-  windows (each in four mirror images), a larger bank would add memory (17 MB) and start-up time, not variety.
+* **The bank** is generated (the released one is a download of 3,072 slices, 768 MiB). There, image i of every batch
+  reads slice i, and one offset and one pair of flips serve the whole batch, so variety needs many slices. Here each
+  sample draws its own slice, offset and flips by its key, and its mask does not depend on its place in a batch: 64
+  slices (17 MB) hold 4 million windows, 17 million with their mirror images.
 * **Windows wrap around.** The noise is periodic, so every offset is as good as another.
 
-Given the same window the mask is the released code's: the highest scores stay visible, `int(tokens * (1 - ratio))` of them.
+Given the same window the mask is the released code's: the `int(tokens * (1 - ratio))` highest scores stay visible.
 """
 
 from __future__ import annotations

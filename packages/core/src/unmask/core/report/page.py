@@ -13,7 +13,7 @@ from typing import Any
 from unmask.core.report import plots
 from unmask.core.report.gather import RunFacts, read_run
 from unmask.core.report.pictures import Pictures, draw_pictures
-from unmask.core.report.reference import Verdict, differences, find_reference, judge
+from unmask.core.report.reference import FLOOR, WIDTH, Verdict, differences, find_reference, judge
 from unmask.core.training.files import write_text
 from unmask.core.training.monitor import duration
 from unmask.core.training.recipe import flatten
@@ -75,6 +75,7 @@ def render(run: RunFacts, pictures: Pictures) -> str:
         status=_status(run),
         tiles=_tiles(run, pictures),
         loss=_loss_figure(run),
+        loss_notes=_loss_notes(run),
         verdict=_verdict(run),
         pictures=pictures,
         probes=_probes(run),
@@ -145,8 +146,20 @@ def _loss_figure(run: RunFacts) -> Figure | None:
         f"Training loss goes from {loss[1][0]:.3g} at step {loss[0][0]:,} to {loss[1][-1]:.4g} at step {loss[0][-1]:,}"
     )
     alt += f"; validation loss is {val[1][-1]:.4g} at the end." if val[0] else "."
-    note = "Validation images are not cropped at random, so their loss may well be the lower one." if val[0] else ""
-    return Figure("Loss", plots.loss_plot(loss, val, find_reference(run.card.id)), alt, note)
+    return Figure("Loss", plots.loss_plot(loss, val, find_reference(run.card.id)), alt)
+
+
+def _loss_notes(run: RunFacts) -> list[str]:
+    notes = ["The loss is a proxy: it says whether training works, not whether the features are good. Those are below."]
+    reference = find_reference(run.card.id)
+    if reference is not None:
+        notes.append(
+            f"The band is the mean over {reference.seeds} seeds of the tiny recipe, plus and minus {WIDTH:g} standard "
+            f"deviations (at least {FLOOR:.0%})."
+        )
+    if run.series("val_loss")[0]:
+        notes.append("Validation samples are not augmented, so their loss may well be the lower one.")
+    return notes
 
 
 def _verdict(run: RunFacts) -> Verdict:
@@ -165,7 +178,7 @@ def _speed_figure(run: RunFacts) -> Figure | None:
     if not speed[0]:
         return None
     median = statistics.median(speed[1])
-    alt = f"Samples per second by step; the median is {median:,.0f}, the range {min(speed[1]):,.0f} to {max(speed[1]):,.0f}."
+    alt = f"Samples per second by step: median {median:,.0f}, from {min(speed[1]):,.0f} to {max(speed[1]):,.0f}."
     mfu = run.last("mfu")
     return Figure("Throughput", plots.speed_plot(speed), alt, f"Model FLOPs utilisation {mfu:.1%}." if mfu else "")
 
@@ -246,12 +259,13 @@ def _compare(found: dict[str, Any]) -> Verdict:
 def _probe_note(found: dict[str, Any]) -> str:
     sizes = found["splits"]
     text = (
-        f"Test accuracy in percent on {found['data']} ({sizes['classes']} classes): fitted on {sizes['train']:,}, chosen "
-        f"on {sizes['val']:,}, reported once on {sizes['test']:,}. Features are means over tokens, frozen but for "
-        "fine-tuning; every row has the same probes and the same tuning. The best of a column is bold."
+        f"Test accuracy in percent on {found['data']} ({sizes['classes']} classes): fitted on {sizes['train']:,} "
+        f"samples, chosen on {sizes['val']:,}, reported once on {sizes['test']:,}. Features are means over tokens. The "
+        "untrained encoder has the same architecture at random weights; every row gets the same probes and tuning. The "
+        "best of a column is bold."
     )
     if "finetune" in found["rows"]["trained"]:
-        text += " Fine-tuned with random weights means trained from scratch."
+        text += " Fine-tuning the untrained encoder means training from scratch."
     return (
         text + " RankMe counts the dimensions that features use; it says whether they collapsed, not how good they are."
     )
@@ -291,12 +305,14 @@ def _commands(run: RunFacts) -> list[tuple[str, str]]:
     if not run.finished:
         commands.append(("Go on training", f"unmask train --resume {path}"))
     commands += [
-        ("Measure the encoder again, on labelled images of yours", f"unmask evaluate {path} --data LABELLED"),
+        ("Measure the encoder on labelled data of yours", f"unmask evaluate {path} --data LABELLED"),
         ("Train a classifier from it", f"unmask finetune {path} --data LABELLED"),
         ("One vector per sample, as a parquet file", f"unmask embed {path} FOLDER --out features.parquet"),
         ("Take the encoder to timm", f"unmask export {path} --to timm --out encoder/"),
     ]
     if run.finished:
-        longer = 2 * int((run.recipe.get("schedule") or {}).get("epochs", 1))
-        commands.append(("Train longer", f"unmask train --resume {path} --epochs {longer} --extend"))
+        schedule = run.recipe.get("schedule") or {}
+        unit = "steps" if schedule.get("steps") else "epochs"
+        longer = 2 * int(schedule.get(unit, 1))
+        commands.append(("Train twice as long", f"unmask train --resume {path} --{unit} {longer} --extend"))
     return commands

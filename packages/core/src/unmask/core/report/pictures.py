@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,9 +67,10 @@ def draw_pictures(run: RunFacts) -> Pictures:
     except UnmaskError as error:
         return Pictures([], f"No pictures: {error}", parameters)
     key = Key.of(loaded.recipe.seed, batch.ids, 0).stream("plan")
+    method: Any = loaded.method
     with torch.no_grad():
-        plan = loaded.method.draw(batch, Clock(loaded.step, max(1, loaded.step)), key)
-        images = loaded.method.picture(batch, plan)
+        plan = method.draw(batch, Clock(loaded.step, max(1, loaded.step)), key)
+        images = method.picture(batch, plan)
     if not images:
         return Pictures([], f"{run.card.id} draws no pictures.", parameters)
     data, shown = loaded.recipe.data, {}
@@ -85,6 +87,8 @@ def draw_pictures(run: RunFacts) -> Pictures:
         f"{len(names)} validation images, evenly spaced, at step {loaded.step:,}. Visible patches are copied into the "
         "reconstruction; only hidden ones are the model's."
     )
+    if getattr(loaded.recipe.model, "norm_pix", False):
+        note += " They are predicted relative to each patch and put back to scale with its true mean and deviation."
     return Pictures(pictures, note + _channels_note(batch.images.shape[1]), parameters)
 
 

@@ -15,7 +15,7 @@ from unmask.core.report.reference import Reference
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 MAIN, SECOND, THIRD = "#010206", "#010207", "#010208"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", MAIN: "main", SECOND: "second", THIRD: "third"}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "unmask",
     "font.family": "sans-serif",

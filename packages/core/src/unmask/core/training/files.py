@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -32,7 +33,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
         _sync(path.parent)
     except Exception as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -1,8 +1,8 @@
 """ColorMAE: Exploring data-independent masking strategies in Masked AutoEncoders (Hinojosa, Liu, Ghanem; ECCV 2024).
 
-MAE with one change: which patches stay visible follows from coloured noise instead of white noise. Network, target, loss
-and cost are MAE's (`unmask.vision.methods.mae`). Green noise, whose visible and hidden regions are blobs of two to three
-patches, is the paper's best: clearly better segmentation, slightly better classification.
+MAE with one change: which patches stay visible follows from coloured noise instead of white noise. Network, target,
+loss and cost are MAE's (`unmask.vision.methods.mae`). Green noise, whose visible and hidden regions are blobs of two to
+three patches, is the paper's best: clearly better segmentation, slightly better classification.
 
 What the paper, its poster and the released code leave open is decided as follows:
 
