@@ -44,7 +44,7 @@ def run_one(variant: str, data: str, images: int, seed: int, folder: Path, devic
     start = time.perf_counter()
     train(load_recipe(method, "tiny", overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
     trained = time.perf_counter()
-    evaluate(folder, device=device, quick=epochs == 0, seed=seed, epochs=epochs or None)
+    evaluate(folder, device=device, quick=epochs == 0, seed=seed, finetune_epochs=epochs or None)
     seconds = {"train_seconds": trained - start, "evaluate_seconds": time.perf_counter() - trained}
     (folder / "done.json").write_text(json.dumps(seconds))
 

@@ -71,7 +71,7 @@ def evaluate(
     device: str = "auto",
     quick: bool = False,
     seed: int = 0,
-    finetune_epochs: int | None = None,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """Measure a run's encoder beside the same encoder at random initialisation and raw pixels.
 
@@ -84,6 +84,7 @@ def evaluate(
         device: ``auto``, ``cpu`` or ``cuda``.
         quick: leave fine-tuning out, which takes longer than all the rest.
         seed: of the few-label subsets, of fine-tuning, and of the reference's random weights.
+        finetune_epochs: passes of fine-tuning; None for the protocol's.
 
     Returns:
         What was written: ``rows`` (``trained``, ``random``, ``pixels``; accuracies in [0, 1]), ``protocol``, ``splits``
@@ -110,7 +111,7 @@ def evaluate(
     if labelled is None:
         result |= _without_labels(run, random, settings, place)
     else:
-        tuning = None if quick else _fine_tuning(finetune_epochs)
+        tuning = None if quick else _fine_tuning(epochs)
         result |= _with_labels(run, random, labelled, place, tuning, seed)
     result["seconds"] = round(time.perf_counter() - began, 1)
     return _record(Path(run_dir) / "evaluation.json", result)
