@@ -44,7 +44,7 @@ def run_one(variant: str, data: str, images: int, seed: int, folder: Path, devic
     start = time.perf_counter()
     train(load_recipe(method, "tiny", overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
     trained = time.perf_counter()
-    evaluate(folder, device=device, quick=epochs == 0, seed=seed, finetune_epochs=epochs or None)
+    evaluate(folder, device=device, quick=epochs == 0, seed=seed, epochs=epochs or None)
     seconds = {"train_seconds": trained - start, "evaluate_seconds": time.perf_counter() - trained}
     (folder / "done.json").write_text(json.dumps(seconds))
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of a run")
-    parser.add_argument("--finetune-epochs", type=int, default=3, help="0 for none (default 3, at the largest budget)")
+    parser.add_argument("--finetune-epochs", type=int, default=5, help="0 for none (default 5, at the largest budget)")
     parser.add_argument("--finetuned", nargs="*", default=["mae", "simmim"], help="which variants are fine-tuned")
     parser.add_argument("--curve", nargs="*", default=["mae"], help="which variants are run at all budgets")
     parser.add_argument("--one", nargs=3, metavar=("VARIANT", "IMAGES", "SEED"), help=argparse.SUPPRESS)

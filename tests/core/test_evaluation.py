@@ -1,0 +1,321 @@
+"""The measures against closed forms, against scikit-learn, and against cases whose answer is known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unmask.core.errors import UnmaskError
+from unmask.core.evaluation import (
+    KNN,
+    Classifier,
+    FeatureSplit,
+    FewLabels,
+    FineTuning,
+    LinearProbe,
+    Splits,
+    deviation,
+    extract,
+    few_label_curve,
+    fine_tune,
+    keyed_subset,
+    knn_accuracy,
+    knn_predict,
+    layer_ids,
+    layer_scale,
+    linear_probe,
+    rankme,
+)
+from unmask.core.evaluation.features import pick_device
+from unmask.core.evaluation.finetune import layered_groups, learning_rate
+from unmask.core.evaluation.linear import fit_logistic
+from unmask.core.method import Clock, Features
+from unmask.core.nn.transformer import Block, DropPath
+
+
+def clusters(per_class: int, classes: int = 3, dim: int = 8, noise: float = 0.1, first: int = 0) -> FeatureSplit:
+    """Samples around orthogonal directions."""
+    generator = torch.Generator().manual_seed(first)
+    y = torch.arange(classes).repeat(per_class)
+    x = torch.eye(dim)[y] + noise * torch.randn(len(y), dim, generator=generator)
+    return FeatureSplit(x, torch.arange(first, first + len(y)), y)
+
+
+def three_splits(noise: float) -> Splits:
+    return Splits(
+        clusters(40, noise=noise), clusters(20, noise=noise, first=10_000), clusters(20, noise=noise, first=20_000)
+    )
+
+
+# ---- RankMe and deviation ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [2, 7, 32])
+def test_rankme_of_isotropic_features_is_the_dimension(dim: int) -> None:
+    assert rankme(torch.eye(dim)) == pytest.approx(dim, rel=1e-4)
+    assert rankme(torch.eye(dim).repeat(5, 1)) == pytest.approx(dim, rel=1e-4)
+
+
+def test_rankme_of_features_on_a_line_is_one() -> None:
+    x = torch.randn(50, 1) * torch.randn(1, 6)
+    assert rankme(x) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_rankme_of_two_unequal_directions_is_the_exponential_of_the_entropy() -> None:
+    x = torch.diag(torch.tensor([3.0, 1.0]))
+    expected = torch.tensor([0.75, 0.25])
+    assert rankme(x) == pytest.approx(float((-(expected * expected.log()).sum()).exp()), rel=1e-5)
+
+
+def test_rankme_uses_the_first_samples_only_and_works_with_fewer_samples_than_dimensions() -> None:
+    x = torch.cat([torch.eye(4), torch.ones(100, 4)])
+    assert rankme(x, samples=4) == pytest.approx(4.0, rel=1e-4)
+    assert rankme(torch.eye(3, 50)) == pytest.approx(3.0, rel=1e-4)
+
+
+def test_deviation_is_one_for_isotropic_and_zero_for_collapsed_features() -> None:
+    assert deviation(torch.cat([torch.eye(16), -torch.eye(16)])) == pytest.approx(1.0, abs=1e-6)
+    assert deviation(torch.ones(10, 16)) == pytest.approx(0.0, abs=1e-6)
+
+
+# ---- k-NN ----------------------------------------------------------------------------------------------------------
+
+
+def test_knn_is_right_on_separable_clusters_at_any_length_of_the_vectors() -> None:
+    train, test = clusters(30, noise=0.05), clusters(10, noise=0.05, first=9)
+    scale = torch.linspace(0.1, 10, len(test))[:, None]
+    assert knn_accuracy(train.x, train.labels, test.x * scale, test.labels) == 1.0
+
+
+def test_knn_votes_weigh_by_similarity_and_not_by_count() -> None:
+    """One neighbour at similarity 1 outweighs two at 0.8 at a low temperature, and not at a high one."""
+    train = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, -0.6]])
+    labels, query = torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]])
+    assert (
+        knn_predict(train, labels, query, KNN(k=3, temperature=0.07)).item() == 0
+    )  # 1 against 2 exp(-0.2/0.07) = 0.11
+    assert knn_predict(train, labels, query, KNN(k=3, temperature=10.0)).item() == 1
+    assert knn_predict(train, labels, query, KNN(k=1, temperature=10.0)).item() == 0
+
+
+def test_knn_does_not_depend_on_the_chunk_or_overflow() -> None:
+    train, test = clusters(20, noise=1.0), clusters(20, noise=1.0, first=5)
+    whole = knn_predict(train.x, train.labels, test.x, KNN(k=500, temperature=1e-4))
+    assert whole.equal(knn_predict(train.x, train.labels, test.x, KNN(k=500, temperature=1e-4), chunk=7))
+
+
+# ---- linear probe --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_logistic_regression_is_scikit_learns(strength: float) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    train = clusters(30, noise=0.7)
+    theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=2000).fit(train.x.numpy(), train.labels.numpy())
+    start = torch.zeros(3, train.x.shape[1] + 1)
+    ours = fit_logistic(train.x, train.labels, start, strength, LinearProbe(tolerance=1e-7))
+    torch.testing.assert_close(ours[:, :-1], torch.tensor(theirs.coef_, dtype=torch.float32), atol=2e-3, rtol=2e-3)
+
+
+def test_the_probe_is_right_on_separable_clusters_whatever_the_scale_of_the_features() -> None:
+    splits = three_splits(noise=0.05)
+    stretch = torch.logspace(-3, 3, splits.train.x.shape[1])
+    scaled = Splits(*(FeatureSplit(s.x * stretch + 5, s.ids, s.y) for s in (splits.train, splits.val, splits.test)))
+    assert linear_probe(splits).accuracy == 1.0
+    assert linear_probe(scaled).accuracy == 1.0
+
+
+def test_strength_is_chosen_on_validation_and_test_is_not_looked_at() -> None:
+    splits = three_splits(noise=0.5)
+    wrong = FeatureSplit(splits.test.x, splits.test.ids, (splits.test.labels + 1) % 3)
+    honest, spoiled = linear_probe(splits), linear_probe(Splits(splits.train, splits.val, wrong))
+    assert honest.strength == spoiled.strength
+    assert honest.val_accuracy == spoiled.val_accuracy
+    assert spoiled.accuracy < 0.5 < honest.accuracy
+    single = [linear_probe(splits, LinearProbe(strengths=(c,))).val_accuracy for c in LinearProbe().strengths]
+    assert honest.val_accuracy == pytest.approx(max(single), abs=0.02)  # warm starts stop a little elsewhere
+
+
+def test_probes_of_random_features_are_at_chance() -> None:
+    x = torch.randn(3000, 6)
+    y = torch.arange(3000) % 2
+    parts = [FeatureSplit(x[a:b], torch.arange(a, b), y[a:b]) for a, b in ((0, 1000), (1000, 2000), (2000, 3000))]
+    assert linear_probe(Splits(*parts)).accuracy == pytest.approx(0.5, abs=0.06)
+
+
+def test_few_labels_are_stratified_nested_and_keyed() -> None:
+    ids, labels = torch.arange(1000) * 7, torch.tensor([0] * 700 + [1] * 290 + [2] * 10)
+    small, large = (keyed_subset(ids, labels, share, seed=0) for share in (0.05, 0.1))
+    assert labels[small].bincount().tolist() == [35, 14, 1]  # round(14.5) is 14, and at least one of each class
+    assert set(small.tolist()) < set(large.tolist())
+    order = torch.randperm(1000)
+    shuffled = keyed_subset(ids[order], labels[order], 0.05, seed=0)
+    assert set(ids[order][shuffled].tolist()) == set(ids[small].tolist())
+    assert not small.equal(keyed_subset(ids, labels, 0.05, seed=1))
+
+
+def test_the_curve_ends_in_the_full_probe() -> None:
+    splits = three_splits(noise=0.8)
+    curve = few_label_curve(splits, seed=0, few=FewLabels((0.05, 1.0)))
+    assert {share: probed.labels for share, probed in curve.items()} == {0.05: 6, 1.0: 120}
+    assert curve[1.0] == linear_probe(splits)
+
+
+# ---- fine-tuning ---------------------------------------------------------------------------------------------------
+
+
+class TinyEncoder(nn.Module):
+    """Three blocks on vectors cut into four tokens."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.dim = 8
+        self.patch_embed = nn.Sequential(nn.Linear(2, 8))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.pos_embed = nn.Parameter(torch.randn(1, 4, 8), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(8, 2) for _ in range(depth))
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Features:
+        x = self.patch_embed(x.view(len(x), 4, 2)) + self.pos_embed + self.cls_token
+        for block in self.blocks:
+            x = block(x)
+        return Features(self.norm(x), (4,))
+
+
+class Vectors:
+    """A labelled data set of vectors."""
+
+    def __init__(self, split: FeatureSplit) -> None:
+        self.split, self.ids = split, split.ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, item: tuple[int, int]) -> int:
+        return item[0]
+
+    def collate(self, indices: list[int]) -> Any:
+        rows = torch.tensor(indices)
+        return Rows(self.split.x[rows], self.ids[rows], self.split.labels[rows])
+
+
+class Rows(SimpleNamespace):
+    """A batch that `to_device` leaves alone."""
+
+    def __init__(self, x: Tensor, ids: Tensor, labels: Tensor) -> None:
+        super().__init__(x=x, ids=ids, labels=labels)
+
+
+def test_layer_ids_and_scales_are_the_papers() -> None:
+    model = Classifier(TinyEncoder(), 5)
+    ids = layer_ids(model)
+    assert {ids[name] for name in ids if "patch_embed" in name or "pos_embed" in name or "cls_token" in name} == {0}
+    assert ids["encoder.blocks.0.attn.qkv.weight"] == 1
+    assert ids["encoder.blocks.2.mlp.fc2.bias"] == 3
+    assert {ids[name] for name in ids if name.startswith(("norm.", "head."))} == {4}
+    assert [layer_scale(i, 3, 0.65) for i in range(5)] == pytest.approx([0.65**4, 0.65**3, 0.65**2, 0.65, 1.0])
+
+
+def test_every_parameter_is_in_one_group_with_its_scale_and_decay() -> None:
+    model, protocol = Classifier(TinyEncoder(), 5), FineTuning(layer_decay=0.5)
+    ids, names = layer_ids(model), {p: name for name, p in model.named_parameters()}
+    groups = layered_groups(model, protocol)
+    found = [names[p] for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(names.values())
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            assert group["lr_scale"] == 0.5 ** (4 - ids[name])
+            plain = parameter.ndim == 1 or name in ("encoder.pos_embed", "encoder.cls_token")
+            assert group["weight_decay"] == (0.0 if plain else 0.05)
+
+
+def test_swin_layers_count_through_the_stages() -> None:
+    from unmask.core.evaluation.finetune import _layer_id
+
+    stages = [2, 2, 6, 2]
+    names = ["patch_embed.proj.weight", "layers.0.blocks.1.norm1.weight", "layers.1.downsample.norm.weight"]
+    names += ["layers.2.blocks.0.mlp.fc1.weight", "layers.3.blocks.1.mlp.fc1.weight"]
+    assert [_layer_id(f"encoder.{name}", sum(stages), stages) for name in names] == [0, 2, 2, 5, 12]
+    assert _layer_id("head.weight", sum(stages), stages) == 13
+
+
+def test_the_classifier_starts_near_zero_replaces_the_norm_and_trains_positions() -> None:
+    encoder = TinyEncoder()
+    model = Classifier(encoder, 5, drop_path=0.3)
+    assert 0 < model.head.weight.abs().max() < 1e-3
+    assert model(torch.randn(2, 8)).abs().max() < 1e-3
+    assert isinstance(model.encoder.norm, nn.Identity)
+    assert isinstance(encoder.norm, nn.LayerNorm), "the encoder that was given must stay as it was"
+    assert model.encoder.pos_embed.requires_grad and not encoder.pos_embed.requires_grad
+    rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.0, 0.15, 0.3])
+
+
+def test_the_schedule_warms_up_to_the_scaled_rate_and_ends_at_the_least() -> None:
+    rate = learning_rate(FineTuning(warmup_share=0.1), 512)
+    assert rate(Clock(0, 100)) == 0.0
+    assert rate(Clock(10, 100)) == pytest.approx(1e-3)
+    assert rate(Clock(100, 100)) == pytest.approx(1e-6)
+
+
+def tune(seed: int = 0, epochs: int = 2) -> Any:
+    torch.manual_seed(3)
+    encoder, splits = TinyEncoder(), three_splits(noise=0.2)
+    train = Vectors(splits.train)
+    protocol = FineTuning(epochs=epochs, batch_size=16, base_lr=0.2, layer_decay=0.9, drop_path=0.1)
+    return fine_tune(encoder, 3, train, train.collate, lambda b: b.x, test=train, protocol=protocol, seed=seed)
+
+
+def test_fine_tuning_learns() -> None:
+    found = tune(epochs=25)
+    assert found.accuracy > 0.9 and found.val_accuracy is None
+    assert len(found.losses) == 25 and found.losses[-1] < found.losses[0]
+    assert not found.classifier.training
+
+
+def test_fine_tuning_repeats_from_its_seed() -> None:
+    first, second, other = tune(), tune(), tune(seed=1)
+    assert first.losses == second.losses
+    assert first.losses != other.losses
+    for a, b in zip(first.classifier.parameters(), second.classifier.parameters(), strict=True):
+        assert a.equal(b)
+
+
+def test_fine_tuning_draws_from_a_generator_of_its_own() -> None:
+    torch.manual_seed(3)
+    TinyEncoder()
+    expected = torch.rand(4)
+    tune()
+    assert torch.rand(4).equal(expected)
+
+
+# ---- features ------------------------------------------------------------------------------------------------------
+
+
+def test_features_come_in_order_and_leave_out_stand_ins_for_unreadable_samples() -> None:
+    split = clusters(5)
+    data = Vectors(split)
+
+    def collate(indices: list[int]) -> Any:
+        return data.collate([3 if i == 4 else i for i in indices])  # sample 4 cannot be read, 3 stands in for it
+
+    done: list[int] = []
+    found = extract(lambda b: b.x, data, collate, batch_size=4, advance=done.append)
+    keep = torch.tensor([i for i in range(15) if i != 4])
+    assert found.ids.equal(split.ids[keep])
+    assert found.x.equal(split.x[keep])
+    assert found.labels.equal(split.labels[keep])
+    assert sum(done) == 15
+
+
+def test_an_unusable_device_is_one_clear_line() -> None:
+    with pytest.raises(UnmaskError, match="--device nonsense cannot be used here .*; choose cpu or auto"):
+        pick_device("nonsense")
+    assert pick_device("cpu").type == "cpu"
