@@ -56,7 +56,8 @@ def launch(arguments: list[str], folder: Path, threads: int) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "UNMASK_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     with open(folder.with_suffix(".log"), "w") as log:
-        code = subprocess.run([sys.executable, __file__, *arguments], stdout=log, stderr=log, env=environment).returncode
+        command = [sys.executable, __file__, *arguments]
+        code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
     if code:
         print(f"FAILED {folder} (see {folder.with_suffix('.log')})", flush=True)
     return code == 0

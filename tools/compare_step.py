@@ -3,9 +3,9 @@
     python tools/compare_step.py                          # CPU, fp32: small models
     python tools/compare_step.py --device cuda --compile  # GPU, bf16 autocast: ViT-B and ViT-L
 
-A step is: draw the mask, forward, backward, AdamW (fused on both sides). Both sides get the same images, the same dtype,
-the same threads and torch's fused attention; the two are interleaved and medians are reported. Transformers draws its
-own mask (MAE) or is handed ours (SimMIM, whose model takes one).
+A step is: draw the mask, forward, backward, AdamW (fused on both sides). Both sides get the same images, dtype, threads
+and torch's fused attention; the two are interleaved and medians are reported. Transformers draws its own mask (MAE) or is
+handed ours (SimMIM, whose model takes one).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
@@ -183,10 +184,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps per side (default 15)")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     rows = []
     for case in CASES[args.device]:
         if args.only in case.name:
@@ -198,20 +201,19 @@ def main() -> None:
         result = {
             "command": "python " + " ".join(sys.argv),
             "date": time.strftime("%Y-%m-%d"),
-            "hardware": torch.cuda.get_device_name() if args.device == "cuda" else f"{_cpu()}, {torch.get_num_threads()} threads",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, **_transformers()},
+            "hardware": torch.cuda.get_device_name() if args.device == "cuda" else _cpu(),
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
             "compile": args.compile,
             "dtype": "bf16 autocast" if args.device == "cuda" else "fp32",
             "rows": rows,
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _transformers() -> dict[str, str]:
-    import transformers
-
-    return {"transformers": transformers.__version__}
 
 
 def _cpu() -> str:

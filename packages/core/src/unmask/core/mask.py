@@ -136,12 +136,15 @@ class Mask:
             valid: False = padding.
             num_visible: visible tokens per sample if you know that all samples have that many.
         """
-        if valid is None:
-            kind = hidden.to(torch.uint8)
-        else:
+        if valid is not None:
             hidden = hidden & valid
-            kind = hidden.to(torch.uint8) + 2 * (~valid).to(torch.uint8)
-        return cls(hidden, kind.argsort(dim=1, stable=True), num_visible, valid)
+        return cls(hidden, _spatial_order(hidden, valid), num_visible, valid)
+
+    @classmethod
+    def from_visible(cls, visible: Int[Tensor, "batch count"], tokens: int) -> Mask:
+        """A mask from the positions that stay visible, the same number in every sample; the rest is hidden."""
+        hidden = torch.ones(len(visible), tokens, dtype=torch.bool, device=visible.device)
+        return cls.from_hidden(hidden.scatter_(1, visible, False), num_visible=visible.shape[1])
 
     @property
     def restore(self) -> Int[Tensor, "batch tokens"]:
@@ -187,6 +190,24 @@ class Split:
     def from_mask(cls, mask: Mask) -> Split:
         """The split in which everything visible is context and everything hidden is one target set."""
         return cls(mask.visible_indices, (mask.hidden_indices,))
+
+
+def _spatial_order(
+    hidden: Bool[Tensor, "batch tokens"], valid: Bool[Tensor, "batch tokens"] | None
+) -> Int[Tensor, "batch tokens"]:
+    """Visible, then hidden, then padding, each in spatial order: by counting, which beats a stable sort by half."""
+    position = torch.arange(hidden.shape[1], device=hidden.device).expand_as(hidden)
+    kinds = [hidden] if valid is None else [hidden, ~valid]
+    # Before a visible token come the visible ones to its left; before a hidden one all visible and the hidden ones ...
+    place = position
+    for kind in kinds:
+        place = place - kind.cumsum(1)
+    start = place[:, -1:] + 1
+    for kind in kinds:
+        rank = kind.cumsum(1)
+        place = torch.where(kind, start + rank - 1, place)
+        start = start + rank[:, -1:]
+    return torch.empty_like(place).scatter_(1, place, position)
 
 
 def check_count(num_visible: int, tokens: int) -> None:

@@ -17,10 +17,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
+from unmask.core.errors import UnmaskError
+
 KINDS = ("pretrain", "finetune", "generate", "explain", "supervised")
 
 
-class UnknownMethodError(ValueError):
+class UnknownMethodError(UnmaskError):
     """A method or recipe that no installed package has."""
 
 
@@ -130,5 +132,5 @@ def recipe_path(method: str, recipe: str) -> Path:
     path = folder / f"{found.path.stem}.{recipe}.yaml"
     if not path.is_file():
         shipped = sorted(p.name.split(".")[1] for p in folder.glob(f"{found.path.stem}.*.yaml"))
-        raise UnknownMethodError(f"{method} has no recipe {recipe!r}; it has {', '.join(shipped)} (or give a .yaml file)")
+        raise UnknownMethodError(f"{method} has no recipe {recipe!r}; it has {', '.join(shipped)}, or give a .yaml file")
     return path

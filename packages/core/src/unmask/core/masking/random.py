@@ -68,7 +68,8 @@ class RandomMasking:
         Args:
             key: the samples' key.
             grid: tokens along each axis.
-            valid: False = padding; counts then follow from each sample's own number of tokens, and the mask is ragged.
+            valid: False = padding; counts then follow from each sample's own number of tokens, at least one of which
+                stays visible, and the mask is ragged.
 
         Raises:
             ValueError: the unit does not divide the grid, or the ratio hides nothing or everything.
@@ -79,11 +80,11 @@ class RandomMasking:
         count = math.prod(units)
         num_visible = count - hidden_count(count, self.ratio, self.rounding)
         check_count(num_visible, count)
-        order = key.permutation(count)
-        if self.unit == 1:
-            return Mask.from_order(order, num_visible)
-        members = unit_members(grid, self.unit, order.device)
-        return Mask.from_order(members[order].flatten(1), num_visible * members.shape[1])
+        # The lowest of `count` random numbers: a uniform subset without the cost of a whole permutation.
+        visible = key.bits(count).topk(num_visible, dim=1, largest=False, sorted=False).indices
+        if self.unit > 1:
+            visible = unit_members(grid, self.unit, visible.device)[visible].flatten(1)
+        return Mask.from_visible(visible, math.prod(grid))
 
     def _padded(self, key: Key, valid: Tensor) -> Mask:
         if self.unit != 1:
@@ -94,6 +95,7 @@ class RandomMasking:
         else:
             hide = tokens * self.ratio
             num_visible = tokens - (hide.ceil() if self.rounding == "ceil_hide" else hide.round())
+        num_visible = torch.minimum(num_visible.clamp(min=1), tokens)  # even the shortest sample keeps a token
         bits = key.bits(valid.shape[1]).masked_fill(~valid, torch.iinfo(torch.int64).max)
         order = bits.argsort(dim=1)
         slot = torch.arange(valid.shape[1], device=valid.device)
