@@ -4,8 +4,8 @@
     python tools/compare_step.py --device cuda --compile  # GPU, bf16 autocast: ViT-B and ViT-L
 
 A step is: draw the mask, forward, backward, AdamW (fused on both sides). Both sides get the same images, dtype, threads
-and torch's fused attention; the two are interleaved and medians are reported. Transformers draws its own mask (MAE) or is
-handed ours (SimMIM, whose model takes one).
+and torch's fused attention; the two are interleaved and medians are reported. Transformers draws its own mask (MAE) or
+is handed ours (SimMIM, whose model takes one).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -74,7 +75,7 @@ def ours(case: Case, device: str, compiled: bool) -> tuple[nn.Module, Callable[[
     """Our model and a function (images, step) -> loss."""
     size = (case.image, case.image)
     if case.method == "mae":
-        model: nn.Module = MAE(VisionTransformer(case.encoder, size), case.decoder)
+        model: Any = MAE(VisionTransformer(case.encoder, size), case.decoder)
     else:  # the backbone that transformers has: learned positions, no relative bias, no layer scale
         encoder = VisionTransformer(replace(case.encoder, positions="learned"), size)
         unit = 2 * case.encoder.patch_size

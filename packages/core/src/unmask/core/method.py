@@ -140,7 +140,7 @@ def map_tensors(value: T, function: Any) -> T:
     if isinstance(value, Mapping):
         return type(value)((k, map_tensors(v, function)) for k, v in value.items())  # type: ignore[call-arg]
     if isinstance(value, tuple | list):
-        return type(value)(map_tensors(v, function) for v in value)  # type: ignore[call-arg]
+        return type(value)(map_tensors(v, function) for v in value)
     return value
 
 

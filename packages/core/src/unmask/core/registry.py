@@ -132,5 +132,7 @@ def recipe_path(method: str, recipe: str) -> Path:
     path = folder / f"{found.path.stem}.{recipe}.yaml"
     if not path.is_file():
         shipped = sorted(p.name.split(".")[1] for p in folder.glob(f"{found.path.stem}.*.yaml"))
-        raise UnknownMethodError(f"{method} has no recipe {recipe!r}; it has {', '.join(shipped)}, or give a .yaml file")
+        raise UnknownMethodError(
+            f"{method} has no recipe {recipe!r}; it has {', '.join(shipped)}, or give a .yaml file"
+        )
     return path

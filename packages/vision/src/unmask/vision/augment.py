@@ -116,5 +116,4 @@ def denormalise(
     images: Float[Tensor, "*batch c h w"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "*batch c h w"]:
     """The inverse of `normalise`, for pictures."""
-    shape = {"dtype": images.dtype, "device": images.device}
-    return images * torch.tensor(std, **shape)[:, None, None] + torch.tensor(mean, **shape)[:, None, None]
+    return images * images.new_tensor(std)[:, None, None] + images.new_tensor(mean)[:, None, None]

@@ -37,9 +37,7 @@ def regression(
     return {"l1": l1, "l2": l2, "smooth_l1": smooth_l1}[kind](prediction, target)
 
 
-def mean_term(
-    values: Float[Tensor, "*lead"], where: Bool[Tensor, "*lead"] | None = None, weight: float = 1.0
-) -> Term:
+def mean_term(values: Float[Tensor, "*lead"], where: Bool[Tensor, "*lead"] | None = None, weight: float = 1.0) -> Term:
     """The mean of per-token values as a `Term`: their sum, and how many there are.
 
     Args:
