@@ -149,7 +149,11 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="`tiny` (the default), `paper` (the published setting) or a YAML file."),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="`tiny` (a look in minutes; the default), `small` (the default for your own --data), `paper` (the "
+            "published setting) or a YAML file.",
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -249,14 +253,23 @@ def _recipe(
         registry.card(method)  # a misspelt name is answered before torch is imported
     if resume is not None and not (resume / "recipe.yaml").is_file():
         raise UnmaskError(f"{resume} is not a run: it has no recipe.yaml. Give the folder that --out named")
-    if method is None and recipe in ("tiny", "paper"):
+    if method is None and recipe in ("tiny", "small", "paper"):
         raise UnmaskError(f"--recipe {recipe}: of which method? For example: unmask train vision/mae --recipe {recipe}")
     from unmask.core.training.recipe import load_recipe, parse_override
 
-    own = str(resume / "recipe.yaml") if resume is not None and method is None else "tiny"
+    if recipe is None and method is not None:
+        recipe = _default_recipe(method, given["data.source"])
+    elif recipe is None:
+        recipe = f"{resume}/recipe.yaml"
     overrides = dict(parse_override(text) for text in settings)
     overrides |= {key: value for key, value in given.items() if value is not None}
-    return load_recipe(method, recipe or own, overrides, epochs=epochs, steps=steps, world=world)
+    return load_recipe(method, recipe, overrides, epochs=epochs, steps=steps, world=world)
+
+
+def _default_recipe(method: str, data: str | None) -> str:
+    """``tiny`` fits the demonstration data only; files of the user's own get ``small`` where a method has it."""
+    has_small = "small" in registry.recipes(method)
+    return "small" if has_small and data is not None and Path(data).exists() else "tiny"
 
 
 def _dry_run(recipe: Any, devices: int, nodes: int, as_json: bool) -> None:

@@ -120,19 +120,23 @@ def load_part(method: str, part: str) -> ModuleType:
     return importlib.import_module(f"{domains()[card(method).id.split('/')[0]]}.{part}")
 
 
+def recipes(method: str) -> dict[str, Path]:
+    """The recipes shipped with a method, by name."""
+    path = card(method).path
+    folder = path.parent.parent / "recipes"
+    return {p.name.split(".")[1]: p for p in sorted(folder.glob(f"{path.stem}.*.yaml"))}
+
+
 def recipe_path(method: str, recipe: str) -> Path:
-    """The file of a method's shipped recipe (``tiny`` or ``paper``), or of a recipe given as a path."""
+    """The file of a method's shipped recipe (``tiny``, ``small`` or ``paper``), or of a recipe given as a path."""
     if recipe.endswith((".yaml", ".yml")):
         path = Path(recipe)
         if not path.is_file():
             raise UnknownMethodError(f"no recipe file {recipe}")
         return path
-    found = card(method)
-    folder = found.path.parent.parent / "recipes"
-    path = folder / f"{found.path.stem}.{recipe}.yaml"
-    if not path.is_file():
-        shipped = sorted(p.name.split(".")[1] for p in folder.glob(f"{found.path.stem}.*.yaml"))
+    shipped = recipes(method)
+    if recipe not in shipped:
         raise UnknownMethodError(
             f"{method} has no recipe {recipe!r}; it has {', '.join(shipped)}, or give a .yaml file"
         )
-    return path
+    return shipped[recipe]
