@@ -84,7 +84,7 @@ def evaluate(
         device: ``auto``, ``cpu`` or ``cuda``.
         quick: leave fine-tuning out, which takes longer than all the rest.
         seed: of the few-label subsets, of fine-tuning, and of the reference's random weights.
-        finetune_epochs: passes of fine-tuning; None for the protocol's.
+        epochs: passes of fine-tuning; None for the protocol's.
 
     Returns:
         What was written: ``rows`` (``trained``, ``random``, ``pixels``; accuracies in [0, 1]), ``protocol``, ``splits``

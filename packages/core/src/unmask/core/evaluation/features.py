@@ -143,7 +143,7 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise UnmaskError(f"--device {device} cannot be used here ({reason}); choose cpu or auto") from None
 
 

@@ -287,6 +287,8 @@ def _settings(run: RunFacts) -> dict[str, dict[str, str]]:
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return "–" if value is None else str(value)
 
 
