@@ -1,7 +1,7 @@
 """Run a comparison of vision methods: every method, budget and seed, each trained and evaluated, one JSON at the end.
 
     python tools/benchmark.py --jobs 2 --threads 1 --out benchmarks/vision/mnist5k.json
-    python tools/benchmark.py --data fmnist --budgets 40000 160000 640000 --device cuda --jobs 8 --out ...
+    python tools/benchmark.py --data fmnist --budgets 80000 320000 1280000 --device cuda --jobs 8 --out ...
 
 Every run is a directory under --runs; a finished one is not run again, so an interrupted comparison goes on where it
 stopped. The protocol is benchmarks/vision/PROTOCOL.md.
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist5k", help="a carrier's name or a folder (default mnist5k)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--budgets", nargs="+", type=int, default=[2500, 10_000, 40_000], help="images seen")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[5_000, 20_000, 80_000], help="images seen")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where the run directories go")
     parser.add_argument("--out", type=Path, help="the JSON to write")
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--finetune-epochs", type=int, default=5, help="0 for none (default 5, at the largest budget)")
     parser.add_argument("--finetuned", nargs="*", default=["mae", "simmim"], help="which variants are fine-tuned")
     parser.add_argument("--curve", nargs="*", default=["mae"], help="which variants are run at all budgets")
+    parser.add_argument("--collect", action="store_true", help="run nothing; gather the runs that are there")
     parser.add_argument("--one", nargs=3, metavar=("VARIANT", "IMAGES", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     runs = args.runs / Path(args.data).name
@@ -147,6 +148,7 @@ def main() -> None:
     common += ["--finetune-epochs", str(args.finetune_epochs), "--finetuned", *args.finetuned]
     common += ["--budgets", *map(str, args.budgets)]
     start = time.perf_counter()
+    jobs = [] if args.collect else jobs
     with ThreadPoolExecutor(args.jobs) as pool:
         waiting = [
             pool.submit(launch, [*common, "--one", variant, str(images), str(seed)],
