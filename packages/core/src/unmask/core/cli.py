@@ -329,7 +329,7 @@ def evaluate(
         str | None, typer.Option(help="Labelled data to evaluate on; the run's own data when it has labels.")
     ] = None,
     device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and settings: a look, not a result.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave fine-tuning out, which takes longer than all the rest.")] = False,
     as_json: Json = False,
 ) -> None:
     """Judge a run's frozen features: k-NN, linear probe and rank, beside raw input and an untrained encoder.
