@@ -32,7 +32,7 @@ from unmask.core.evaluation import (
 )
 from unmask.core.evaluation.features import pick_device
 from unmask.core.evaluation.finetune import layered_groups, learning_rate
-from unmask.core.evaluation.linear import fit_logistic
+from unmask.core.evaluation.linear import fit_logistic, standardize
 from unmask.core.method import Clock, Features
 from unmask.core.nn.transformer import Block, DropPath
 
@@ -71,10 +71,19 @@ def test_rankme_of_two_unequal_directions_is_the_exponential_of_the_entropy() ->
     assert rankme(x) == pytest.approx(float((-(expected * expected.log()).sum()).exp()), rel=1e-5)
 
 
-def test_rankme_uses_the_first_samples_only_and_works_with_fewer_samples_than_dimensions() -> None:
-    x = torch.cat([torch.eye(4), torch.ones(100, 4)])
+def test_rankme_thins_samples_evenly_and_works_with_fewer_samples_than_dimensions() -> None:
+    x = torch.eye(4).repeat_interleave(100, dim=0)  # class by class, as files come
     assert rankme(x, samples=4) == pytest.approx(4.0, rel=1e-4)
     assert rankme(torch.eye(3, 50)) == pytest.approx(3.0, rel=1e-4)
+
+
+def test_what_is_constant_in_training_does_not_move_a_probe() -> None:
+    x = torch.randn(60, 3)
+    dead = torch.full((60, 1), 0.3)
+    part = [FeatureSplit(torch.cat([x, dead], 1), torch.arange(60), torch.arange(60) % 2) for _ in range(3)]
+    other = FeatureSplit(torch.cat([x, dead + 5], 1), torch.arange(60), torch.arange(60) % 2)
+    usual, moved = (standardize(Splits(part[0], part[1], test))[2] for test in (part[2], other))
+    assert torch.equal(usual, moved) and usual[:, 3].eq(0).all()
 
 
 def test_deviation_is_one_for_isotropic_and_zero_for_collapsed_features() -> None:

@@ -56,9 +56,10 @@ def main(domain: str | None = None) -> None:
     """
     try:
         app(obj=domain)
-    except (UnmaskError, registry.UnknownMethodError) as error:
-        if _rank_zero():
-            print(f"error: {error}", file=sys.stderr)
+    except UnmaskError as error:
+        # On every rank: what goes wrong on one of them would otherwise look like a silent kill.
+        where = "" if _rank_zero() else f" on rank {os.environ.get('RANK', os.environ.get('LOCAL_RANK'))}"
+        print(f"error{where}: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
         if _rank_zero():
@@ -329,7 +330,9 @@ def evaluate(
         str | None, typer.Option(help="Labelled data to evaluate on; the run's own data when it has labels.")
     ] = None,
     device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="Leave fine-tuning out, which takes longer than all the rest.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave fine-tuning out, which takes longer than all the rest.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Judge a run's frozen features: k-NN, linear probe and rank, beside raw input and an untrained encoder.

@@ -72,9 +72,10 @@ class Key:
     @classmethod
     def of(cls, seed: int, ids: Int[Tensor, "batch"], visits: Int[Tensor, "batch"] | int = 0) -> Key:
         """The key of samples `ids` at their `visits` (epoch or draw number) under a run's `seed`."""
-        visits = torch.as_tensor(visits, dtype=torch.int64, device=ids.device).expand_as(ids)
+        # Filled on the device: copying a number there would make the host wait for it.
+        visits = torch.full_like(ids, visits, dtype=torch.int64) if isinstance(visits, int) else visits.to(torch.int64)
         start = torch.full_like(ids, _signed(_fold_word(0, seed)), dtype=torch.int64)
-        return cls(_fold(_fold(start, ids.to(torch.int64)), visits))
+        return cls(_fold(_fold(start, ids.to(torch.int64)), visits.to(ids.device)))
 
     def stream(self, name: str | int) -> Key:
         """An independent key for one purpose (`"mask"`, `"noise"`) or one of several equal draws (an int)."""

@@ -89,7 +89,7 @@ class SwinEncoder(nn.Module):
 
 
 def swin(settings: SwinSettings, image_size: tuple[int, int], channels: int = 3) -> SwinEncoder:
-    """A Swin Transformer at its initial weights (timm's are the published ones: truncated normal, biases 0)."""
+    """A Swin Transformer at timm's initial weights: truncated normal, biases 0, the patch convolution PyTorch's."""
     from timm.models.swin_transformer import SwinTransformer  # importing timm takes seconds
 
     s = settings

@@ -71,8 +71,9 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT (arXiv 2010.11929): patches, positions, pre-norm blocks, a final LayerNorm (eps 1e-6).
 
-    Takes images of any size that the patch divides: a fixed table is recomputed for the new grid, a learned one is
-    interpolated (bicubic). Hidden tokens never enter: give `keep` to `forward_visible`.
+    Takes images of any size that the patch divides, unless it has a relative bias: a fixed table is recomputed for the
+    new grid, a learned or fine-tuned one is interpolated (bicubic, as MAE's released fine-tuning does with both).
+    Hidden tokens never enter: give `keep` to `forward_visible`.
 
     Args:
         settings: the shape.
@@ -135,10 +136,10 @@ class VisionTransformer(nn.Module):
         table = self.pos_embed[:, int(self.settings.class_token) :]
         if grid == self.grid:
             return table
-        if not self.pos_embed.requires_grad:
+        if self.settings.positions == "sincos" and not self.pos_embed.requires_grad:
             return sincos_positions(grid, self.dim).to(table)[None]
         image = table.view(1, *self.grid, self.dim).permute(0, 3, 1, 2)
-        return F.interpolate(image, grid, mode="bicubic", antialias=True).permute(0, 2, 3, 1).flatten(1, 2)
+        return F.interpolate(image, grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1).flatten(1, 2)
 
     def embed(
         self, images: Float[Tensor, "batch channels height width"], keep: Indices | None = None
@@ -161,10 +162,19 @@ class VisionTransformer(nn.Module):
             cls = self.cls_token if self.pos_embed is None else self.cls_token + self.pos_embed[:, :1]
             x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
             valid = None if valid is None else F.pad(valid, (1, 0), value=True)
-        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        bias = None if self.rel_pos_bias is None else self._relative_bias(x.shape[1])
         for block in self.blocks:
             x = block(x, bias, valid)
         return self.norm(x)
+
+    def _relative_bias(self, tokens: int) -> Tensor:
+        assert self.rel_pos_bias is not None
+        if tokens != len(self.rel_pos_bias.index):
+            raise ValueError(
+                f"relative_bias is made for all tokens of {self.image_size[0]} x {self.image_size[1]} images "
+                f"({len(self.rel_pos_bias.index)}); got {tokens}. Resize the images, and drop no tokens"
+            )
+        return self.rel_pos_bias()
 
     def forward_visible(
         self, images: Float[Tensor, "batch channels height width"], keep: Indices

@@ -279,6 +279,8 @@ def finetune(
     if labelled is None:
         raise UnmaskError(f"{data} has no labels; fine-tuning needs one folder of images per class, or a labelled set")
     check_writable(out)
+    if (out / "recipe.yaml").exists() and not (out / "finetune.json").exists():
+        raise UnmaskError(f"{out} holds a run, which fine-tuning would overwrite; choose another --out")
     protocol = _fine_tuning(epochs)
     began = time.perf_counter()
     tuned = _tune(run.method, labelled, run, protocol, seed, place)

@@ -149,6 +149,6 @@ class ShardReader:
         try:
             with (self.root / member.shard).open("rb") as file:
                 data = _read(file, member.offset, member.size)
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise CorruptImageError(f"{member.name}: {error.strerror}") from error
         return decode(data, channels, member.name)

@@ -108,6 +108,11 @@ def _open_path(root: Path) -> Source:
     else:
         files = sorted(_walk(root))
     by_suffix = {suffix: [f for f in files if f.name.lower().endswith(suffix)] for suffix in (".tar", ".parquet")}
+    kinds = {suffix: len(found) for suffix, found in by_suffix.items() if found}
+    kinds |= {"image": n} if (n := sum(f.suffix.lower() in SUFFIXES for f in files)) else {}
+    if len(kinds) > 1:
+        counts = " and ".join(f"{n} {kind} files" for kind, n in kinds.items())
+        raise SourceError(f"{root} holds {counts}; give a folder with one kind")
     if by_suffix[".tar"]:
         return _open_shards(root, by_suffix[".tar"])
     if by_suffix[".parquet"]:
@@ -122,8 +127,13 @@ def _open_path(root: Path) -> Source:
 
 def _walk(root: Path) -> list[Path]:
     """Every file below `root` that is not hidden."""
-    found = []
+    found, seen = [], set()
     for parent, folders, names in os.walk(root, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:  # a link back up, or a second one to the same folder
+            folders.clear()
+            continue
+        seen.add(place)
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     return found
@@ -200,8 +210,10 @@ class _FileReader:
         name = self.names[index]
         try:
             data = (self.root / name).read_bytes()
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise CorruptImageError(f"{name}: {error.strerror}") from error
+        except OSError as error:  # too many open files, a network drive away: not the image's fault
+            raise SourceError(f"{name}: {error.strerror}. Put the storage right and resume") from error
         return decode(data, channels, name)
 
 

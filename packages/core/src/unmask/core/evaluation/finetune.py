@@ -26,12 +26,13 @@ from unmask.core.training.schedules import LearningRate
 class FineTuning:
     """MAE's end-to-end fine-tuning (arXiv 2111.06377, table 9), made for small data where that differs.
 
-    From the paper: AdamW with betas (0.9, 0.999), a base rate of 5e-4 per 256 samples, layer decay 0.65, weight decay
-    0.05, 5 % of the run as linear warm-up, cosine decay, label smoothing 0.1, drop path 0.1. From its released code:
-    mean pooling followed by LayerNorm and a linear layer that starts at 2e-5, and a last rate of 1e-6. Ours: 20 epochs
-    and batches of 128 (100 and 1024 there, on ImageNet), and the augmentation of the run's data settings in place of
-    RandAugment, mixup, cutmix and random erasing. The last epoch's weights count: validation is reported, it does not
-    stop the run.
+    From the paper: AdamW with betas (0.9, 0.999), weight decay 0.05, 5 % of the run as linear warm-up, cosine decay,
+    label smoothing 0.1, drop path 0.1. From its released code, for ViT-B: a base rate of 5e-4 per 256 samples, layer
+    decay 0.65, mean pooling followed by LayerNorm and a linear layer that starts at 2e-5, and a last rate of 1e-6.
+    Ours: 20 epochs and batches of 128 (100 and 1024 there, on ImageNet), and the augmentation of the run's data
+    settings in place of RandAugment, mixup, cutmix and random erasing. The last epoch's weights count: validation is
+    reported, it does not stop the run. One protocol serves all methods: SimMIM's own gives every block its copy of the
+    relative-position table and starts the head at a thousandth of its usual size, and its Swin keeps the final norm.
 
     Args:
         epochs: passes over the training split.
@@ -82,7 +83,7 @@ class FineTuned:
 class Classifier(nn.Module):
     """An encoder, the mean of its tokens, LayerNorm, and a linear layer.
 
-    The encoder's own final norm is replaced by the LayerNorm after pooling, as in the paper's fine-tuning.
+    The encoder's own final norm is replaced by the LayerNorm after pooling, as in MAE's released code.
 
     Args:
         encoder: returns `Features`; copied, not changed. Has ``dim``, and ``norm`` if it ends in one.
@@ -101,7 +102,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
-        for parameter in self.encoder.parameters():  # fixed positions are trained from here on, as in the paper
+        for parameter in self.encoder.parameters():  # fixed positions are trained from here on, as in the released code
             parameter.requires_grad_(True)
         _set_drop_path(self.encoder, drop_path)
 

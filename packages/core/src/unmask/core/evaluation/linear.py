@@ -16,10 +16,11 @@ from unmask.core.evaluation.features import FeatureSplit, Splits, keyed_subset
 class LinearProbe:
     """Logistic regression as in CLIP's evaluation (arXiv 2103.00020, appendix A.3): L-BFGS, one strength chosen.
 
-    Features are standardised by the training split's mean and deviation. The objective is scikit-learn's, which is
-    convex, so there is no learning rate, seed or schedule to tune: C * (sum of cross-entropies) + |W|^2 / 2, the bias
-    unpunished. C is the one with the best validation accuracy (the smallest of equals), from the same grid for every
-    encoder and reference. The weights are not fitted again with the validation split.
+    Features are standardised by the training split's mean and deviation; what is constant there is left out. The
+    objective is scikit-learn's, which is convex, so there is no learning rate, seed or schedule to tune: C * (sum of
+    cross-entropies) + |W|^2 / 2, the bias unpunished. C is the one with the best validation accuracy (the smallest of
+    equals), from the same grid for every encoder and reference. The weights are not fitted again with the validation
+    split.
 
     Args:
         strengths: the grid of C, rising; each fit starts from the one before.
@@ -66,8 +67,7 @@ class Probed:
 def linear_probe(splits: Splits, protocol: LinearProbe | None = None) -> Probed:
     """Fit on train at every strength, choose on validation, score test once."""
     protocol = protocol or LinearProbe()
-    mean, std = splits.train.x.mean(0), splits.train.x.std(0, correction=0)
-    train, val, test = (((s.x - mean) / std.clamp(min=1e-6)) for s in (splits.train, splits.val, splits.test))
+    train, val, test = standardize(splits)
     classes = int(max(s.labels.max() for s in (splits.train, splits.val, splits.test))) + 1
     weight = torch.zeros(classes, train.shape[1] + 1, device=train.device)
     best: tuple[float, float, Tensor] | None = None
@@ -78,6 +78,20 @@ def linear_probe(splits: Splits, protocol: LinearProbe | None = None) -> Probed:
             best = (accuracy, strength, weight)
     assert best is not None
     return Probed(_accuracy(best[2], test, splits.test.labels), best[0], best[1], len(train))
+
+
+def standardize(splits: Splits) -> tuple[Tensor, Tensor, Tensor]:
+    """Train, validation and test features by the training split's mean and deviation.
+
+    A dimension that is constant in training becomes 0 everywhere: divided by next to nothing it would drown the others
+    wherever validation or test differ in it, as the corner pixels of digits do.
+    """
+    x = splits.train.x
+    mean, std, varies = x.mean(0), x.std(0, correction=0), x.amax(0) != x.amin(0)
+    train, val, test = (
+        torch.where(varies, (s.x - mean) / std.clamp(min=1e-6), 0.0) for s in (splits.train, splits.val, splits.test)
+    )
+    return train, val, test
 
 
 def fit_logistic(

@@ -17,11 +17,11 @@ def rankme(x: Float[Tensor, "n dim"], samples: int = RANKME_SAMPLES, eps: float 
     features give `dim`, features on one line give 1.
 
     Args:
-        x: one vector per sample; the first `samples` are used.
+        x: one vector per sample; more than `samples` are thinned evenly, since files often come class by class.
         samples: at most so many, which is also a row limit for speed.
         eps: added to every share.
     """
-    x = x[:samples].double()
+    x = x[torch.linspace(0, len(x) - 1, min(len(x), samples)).long()].double()
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T  # the same non-zero singular values, from the smaller one
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) + eps

@@ -5,13 +5,14 @@ of that noise and keeps the highest. One noise pixel is one token, so widths are
 
 What the authors published is the formulas. These are ours:
 
-* **Widths and passes.** They are not stated, and the spectra shown on the poster are far narrower than one pass of the
-  formulas gives. Repeating "filter, then equalise by rank" reproduces them; `COLOR_DEFAULTS` holds the values that do.
-  ``n_pass=1`` is the literal formula.
-* **The bank** is generated (the released one is a download of 3,072 slices, 768 MiB). There, image i of every batch
-  reads slice i, and one offset and one pair of flips serve the whole batch, so variety needs many slices. Here each
-  sample draws its own slice, offset and flips by its key, and its mask does not depend on its place in a batch: 64
-  slices (17 MB) hold 4 million windows, 17 million with their mirror images.
+* **Widths and passes.** We found them in neither poster, project page nor code (the supplement was not read), and the
+  spectra on the poster are far narrower than one pass of the formulas gives. Repeating "filter, then equalise by rank"
+  reproduces them; `COLOR_DEFAULTS` holds the values that do. ``n_pass=1`` is the literal formula.
+* **The bank** is generated; the released one is a download of 3,072 slices, whose side of 256 is inferred from logged
+  memory. There, image i of every batch reads slice i, and one offset and one pair of flips serve the whole batch. Here
+  each sample draws its own slice, offset and flips by its key, so that its mask does not depend on its place in a
+  batch; as 64 slices already hold 4 million windows (each in four mirror images), a larger bank would add memory (17 MB
+  now) and start-up time, not variety.
 * **Windows wrap around.** The noise is periodic, so every offset is as good as another.
 
 Given the same window the mask is the released code's: the `int(tokens * (1 - ratio))` highest scores stay visible.
@@ -73,8 +74,10 @@ class NoiseMasking:
         if self.color not in COLOR_DEFAULTS:
             raise ValueError(f"noise color {self.color!r} is not one of {', '.join(COLOR_DEFAULTS)}")
         wanted = len(COLOR_DEFAULTS[self.color][0])
-        if self.sigma is not None and (len(self.sigma) != wanted or list(self.sigma) != sorted(self.sigma)):
-            raise ValueError(f"{self.color} noise takes {wanted} ascending width(s) in tokens; got sigma={self.sigma}")
+        if self.sigma is not None and not _ascending(self.sigma, wanted):
+            raise ValueError(
+                f"{self.color} noise takes {wanted} positive, ascending width(s) in tokens; got sigma={self.sigma}"
+            )
         if self.n_pass is not None and self.n_pass < 1:
             raise ValueError(f"n_pass={self.n_pass}: the noise is filtered at least once")
 
@@ -109,6 +112,10 @@ class NoiseMasking:
         """Draw a mask; see `scores` for the errors."""
         tokens = math.prod(grid)
         return keep_highest(self.scores(key, grid), tokens - hidden_count(tokens, self.ratio, "floor_keep"))
+
+
+def _ascending(sigma: tuple[float, ...], wanted: int) -> bool:
+    return len(sigma) == wanted and all(a < b for a, b in zip((0.0, *sigma), sigma, strict=False))
 
 
 def keep_highest(scores: Float[Tensor, "batch tokens"], num_visible: int) -> Mask:

@@ -135,6 +135,13 @@ def prune(folder: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def set_aside(folder: Path, step: int) -> None:
+    """Rename checkpoints beyond `step`: `newest` found them damaged, and they must not count as kept ones."""
+    for path in folder.glob("step-*.safetensors"):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.rename(path.with_suffix(".damaged"))
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state by ``PARAMETER/KEY``."""
     return {

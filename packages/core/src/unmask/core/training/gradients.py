@@ -141,7 +141,9 @@ class Gradients:
         return _counts({name: (t.total, t.count, t.weight) for name, t in output.terms.items()})
 
     def _reduced(self, counts: Tensor) -> Tensor:
-        return self.fabric.all_reduce(counts, reduce_op="sum") if self.fabric.world_size > 1 else counts
+        if self.fabric.world_size > 1:  # not Fabric's all_reduce, which begins with a barrier
+            torch.distributed.all_reduce(counts)
+        return counts
 
 
 @contextmanager
@@ -161,8 +163,14 @@ def _counts(terms: dict[str, tuple[Tensor, Any, float]]) -> Tensor:
     """Counts as one vector; double, so that counts of pixels stay exact (float on Apple GPUs, which have no double)."""
     device = next(iter(terms.values()))[0].device
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    counts = (count for _, count, _ in terms.values())
-    return torch.stack([torch.as_tensor(count, dtype=dtype, device=device).detach() for count in counts])
+    return torch.stack([_on_device(count, dtype, device) for _, count, _ in terms.values()])
+
+
+def _on_device(count: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A count as a tensor; a number is filled in there, since a copy would make the host wait for the device."""
+    if isinstance(count, Tensor):
+        return count.detach().to(device, dtype)
+    return torch.full((), count, dtype=dtype, device=device)
 
 
 def _detached(terms: dict[str, tuple[Tensor, Any, float]]) -> dict[str, tuple[Tensor, Any, float]]:

@@ -75,7 +75,10 @@ def train(
     with fabric.rank_zero_first():
         recipe, train_set, val_set, collate = open_data(recipe, display.say)
     options = {"fabric": fabric, "resume": resume, "extend": extend, "progress": progress}
-    return fit(build(recipe), train_set, val_set, collate, recipe, out, **options)
+    # A checkpoint overwrites what `init` would load, which may have moved since.
+    resuming = resume and any(RunDirectory(out).checkpoints.glob("step-*.safetensors"))
+    method = build(replace(recipe, init=None) if resuming else recipe)
+    return fit(method, train_set, val_set, collate, recipe, out, **options)
 
 
 def fit(
@@ -118,6 +121,7 @@ def fit(
     with StopSignals() as stop:
         try:
             loop.begin(saved)
+            saved = None  # the loop has copied it; it is as large as model and optimizer together
             with loading_errors(run.resume_command):
                 loop.run(stop)
         finally:
@@ -161,6 +165,8 @@ class Loop:
         self.position = Position(self.recipe.seed, samples, t.batch_size, micro, self.total, self.step, rank, world)
         self.watch = FiniteWatch(self.fabric, self.position, self.train_set, self.run_dir.checkpoints)
         if self.fabric.is_global_zero:
+            if saved is not None:
+                checkpoint.set_aside(self.run_dir.checkpoints, self.step)
             facts = {"device": str(self.fabric.device), "processes": world, "total_steps": self.total}
             self.run_dir.begin(self.recipe, self.step, facts, unfinished=self.step < self.total)
         self._measure_flops()

@@ -136,7 +136,11 @@ def loading_errors(remedy: str) -> Iterator[None]:
 
 
 def validation_sampler(samples: int, batch: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
-    """This rank's validation batches: every sample once over all ranks, always at visit 0."""
+    """This rank's validation batches: every sample once over all ranks, always at visit 0.
+
+    No rank goes without a batch as long as there are as many samples as ranks.
+    """
+    batch = max(1, min(batch, samples // world))
     starts = range(0, samples, batch)
     return [[(i, 0) for i in range(at, min(at + batch, samples))] for at in starts[rank::world]]
 

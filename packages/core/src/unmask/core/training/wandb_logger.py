@@ -9,6 +9,7 @@ from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from unmask.core.errors import UnmaskError
+from unmask.core.randomness import stable_id
 from unmask.core.training.recipe import Recipe, as_dict
 
 
@@ -50,6 +51,14 @@ def make_wandb_logger(out: Path, recipe: Recipe) -> WandbLogger | None:
         import wandb
     except ImportError:
         raise UnmaskError("Weights & Biases is not installed: pip install 'unmask-core[wandb]'") from None
-    name = out.resolve().name
-    run = wandb.init(project="unmask", name=name, id=name, resume="allow", dir=str(out), config=as_dict(recipe))
+    place = out.resolve()
+    run = wandb.init(
+        project="unmask",
+        name=place.name,
+        id=f"{stable_id(str(place)):x}",  # runs of the same name in other folders are other runs
+        resume="allow",
+        dir=str(out),
+        config=as_dict(recipe),
+        mode="disabled" if rank_zero_only.rank else None,  # type: ignore[attr-defined]  # set by Fabric on every rank
+    )
     return WandbLogger(run)

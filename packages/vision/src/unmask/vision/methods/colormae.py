@@ -6,11 +6,12 @@ three patches, is the paper's best: clearly better segmentation, slightly better
 
 What the paper, its poster and the released code leave open is decided as follows:
 
-* How the noise is made: the authors give one-pass formulas without widths and release no generator. Widths and passes
-  are ours, chosen so that spectra match the poster's; see `unmask.core.masking.noise`, where the passes are a setting.
+* How the noise is made: the authors' poster and page give one-pass formulas; we found no widths there, and no generator
+  in the code (the supplement was not read). Widths and passes are ours, chosen so that spectra match the poster's, and
+  both are settings; see `unmask.core.masking.noise`.
 * Which noise a sample gets: the released code reads slice i of its bank for image i of every batch, with one offset and
   one pair of flips per step. Here every sample draws its own of all three.
-* One colour serves the whole run, as in every published result. The released code can also change colour by epoch.
+* One colour serves the whole run, as in every result we found. The released code can also change colour by epoch.
 * Weight decay skips vectors, biases, positions, class and mask token, as in the code ColorMAE is built on (MAE's own
   released code, and our MAE, decay the tokens).
 * Encoding never masks. In the released code `forward(x, mask=False)` still does, by an oversight.
@@ -46,6 +47,8 @@ class Settings:
         color: the noise that decides who stays visible.
         mask_ratio: share of patches hidden, in (0, 1).
         norm_pix: normalise every target patch by its own mean and standard deviation.
+        sigma: widths of the noise filter in patches; null takes ours.
+        n_pass: rounds of filtering; null takes ours, 1 is the published formula as it stands.
     """
 
     encoder: ViTSettings = field(default_factory=ViTSettings)
@@ -53,12 +56,14 @@ class Settings:
     color: Literal["red", "green", "blue", "purple"] = "green"
     mask_ratio: float = 0.75
     norm_pix: bool = True
+    sigma: tuple[float, ...] | None = None
+    n_pass: int | None = None
 
 
 def build(settings: Settings, data: DataSettings) -> ColorMAE:
     """The model that a recipe describes."""
     encoder = VisionTransformer(settings.encoder, data.image_size, data.channels)
-    masking = NoiseMasking(settings.color, settings.mask_ratio)
+    masking = NoiseMasking(settings.color, settings.mask_ratio, settings.sigma, settings.n_pass)
     return ColorMAE(encoder, settings.decoder, masking=masking, norm_pix=settings.norm_pix)
 
 

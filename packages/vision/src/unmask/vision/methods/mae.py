@@ -79,7 +79,7 @@ class MAE(nn.Module):
     """A masked autoencoder around a Vision Transformer.
 
     Args:
-        encoder: the network to pre-train.
+        encoder: the network to pre-train; its weights are drawn anew.
         decoder: the decoder's shape.
         masking: who is hidden. The paper's is uniform at 75 %; any masking will do, ragged ones included.
         norm_pix: normalise every target patch by its own mean and standard deviation.
@@ -94,6 +94,8 @@ class MAE(nn.Module):
         norm_pix: bool = True,
     ) -> None:
         super().__init__()
+        if encoder.settings.relative_bias:
+            raise ValueError("encoder.relative_bias needs the whole token grid, and MAE drops tokens; set it to false")
         decoder = decoder or DecoderSettings()
         self.encoder = encoder
         self.masking = masking or RandomMasking(0.75)

@@ -13,13 +13,15 @@ Where the released code differs from the paper or leaves a choice, this file doe
 * BEiT's keys have no bias. Ours have one: it adds the same number to all logits of a query, which softmax cancels, so
   function and gradients are the same. It starts at 0.
 * transformers' ``ViTForMaskedImageModeling`` is another backbone under the same loss: learned positions, no relative
-  bias, no LayerScale. Set the encoder so to load it.
+  bias, no LayerScale. With ``positions: learned, relative_bias: false, layer_scale: null, drop_path: 0.0`` our encoder
+  has its shape (its LayerNorm eps is 1e-12, ours 1e-6).
 * Weight decay falls on all but vectors, biases, ViT's class token and absolute positions, and Swin's mask token: what
   the released code does. Its list also names the relative-position tables, but never matches them: they decay.
 * The loss divides by the number of hidden values. The released 1e-5 in the divisor guards against an empty mask, which
   is refused here.
 * With accumulation the released code clips gradients and advances the schedule at every micro-batch; here both happen
   once per optimizer step, as published for one large batch.
+* Do not expect good linear probes of the last layer: the paper finds the best features in the middle of the network.
 * Optimizer, schedule and augmentation are the recipe's: ``paper`` (ViT-B) and ``paper_swin`` (Swin-B) hold the
   published values.
 """
