@@ -314,7 +314,7 @@ def test_an_unknown_color_is_refused() -> None:
 
 
 def test_noise_settings_and_grids_are_checked() -> None:
-    with pytest.raises(ValueError, match="green noise takes 2 ascending"):
+    with pytest.raises(ValueError, match="green noise takes 2 positive, ascending"):
         NoiseMasking("green", sigma=(2.0, 1.0))
     with pytest.raises(ValueError, match="n_pass=0"):
         NoiseMasking("green", n_pass=0)

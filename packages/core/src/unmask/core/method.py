@@ -81,12 +81,7 @@ class Output:
     @property
     def loss(self) -> Float[Tensor, ""]:
         """The weighted sum of the terms' means: call ``output.loss.backward()`` in your own loop."""
-        return sum(
-            (term.weight * term.mean for term in self.terms.values()), start=torch.zeros((), device=self._device())
-        )
-
-    def _device(self) -> torch.device:
-        return next(iter(self.terms.values())).total.device
+        return torch.stack([term.weight * term.mean for term in self.terms.values()]).sum()
 
 
 @dataclass(frozen=True)

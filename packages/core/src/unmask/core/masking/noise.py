@@ -76,7 +76,7 @@ class NoiseMasking:
         wanted = len(COLOR_DEFAULTS[self.color][0])
         if self.sigma is not None and not _ascending(self.sigma, wanted):
             raise ValueError(
-                f"{self.color} noise takes {wanted} positive, ascending width(s) in tokens; got sigma={self.sigma}"
+                f"{self.color} noise takes {wanted} positive, ascending width(s); got sigma={self.sigma}"
             )
         if self.n_pass is not None and self.n_pass < 1:
             raise ValueError(f"n_pass={self.n_pass}: the noise is filtered at least once")

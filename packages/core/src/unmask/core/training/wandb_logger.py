@@ -59,6 +59,6 @@ def make_wandb_logger(out: Path, recipe: Recipe) -> WandbLogger | None:
         resume="allow",
         dir=str(out),
         config=as_dict(recipe),
-        mode="disabled" if rank_zero_only.rank else None,  # type: ignore[attr-defined]  # set by Fabric on every rank
+        mode="disabled" if rank_zero_only.rank else None,  # Fabric sets it on every rank
     )
     return WandbLogger(run)
