@@ -165,6 +165,7 @@ def main() -> None:
     if args.out:
         about = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.processor()}
         settings = {k: v for k, v in vars(args).items() if k != "out"}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps({"settings": settings, "versions": about, "median_ms": result}, indent=2) + "\n")
 
 
