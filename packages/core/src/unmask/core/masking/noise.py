@@ -75,9 +75,7 @@ class NoiseMasking:
             raise ValueError(f"noise color {self.color!r} is not one of {', '.join(COLOR_DEFAULTS)}")
         wanted = len(COLOR_DEFAULTS[self.color][0])
         if self.sigma is not None and not _ascending(self.sigma, wanted):
-            raise ValueError(
-                f"{self.color} noise takes {wanted} positive, ascending width(s); got sigma={self.sigma}"
-            )
+            raise ValueError(f"{self.color} noise takes {wanted} positive, ascending width(s); got sigma={self.sigma}")
         if self.n_pass is not None and self.n_pass < 1:
             raise ValueError(f"n_pass={self.n_pass}: the noise is filtered at least once")
 
