@@ -138,3 +138,21 @@ def test_a_stage_that_fails_is_not_done_and_keeps_earlier_ones(tmp_path: Path) -
     assert not (tmp_path / "two").exists()
     run_stages(tmp_path, [good, Stage("two", lambda out: None)])
     assert not (tmp_path / "two" / "half").exists()
+
+
+def test_a_stage_depends_only_on_the_stages_it_names(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def stages(k: int) -> list[Stage]:
+        def named(name: str, after: tuple[str, ...], **inputs: object) -> Stage:
+            return Stage(name, lambda out: ran.append(name), inputs, after=after)
+
+        return [named("a", (), k=k), named("b", ()), named("c", ("a", "b"))]
+
+    run_stages(tmp_path, stages(1))
+    run_stages(tmp_path, stages(2))
+    assert ran == ["a", "b", "c", "a", "c"]
+    told: list[str] = []
+    run_stages(tmp_path, stages(3), keep_done=True, say=told.append)
+    assert ran == ["a", "b", "c", "a", "c"], "what is done is taken as it is"
+    assert told == [f"stage {i} of 3, {name}: done before" for i, name in enumerate("abc", 1)]

@@ -118,6 +118,26 @@ def test_an_epoch_takes_every_sample_once_however_it_is_cut() -> None:
     assert {visit for _, visit in again[-1]} == {2}
 
 
+def test_batches_of_like_lengths_are_still_an_epoch_of_random_order() -> None:
+    lengths = torch.randint(10, 1000, (640,), generator=torch.Generator().manual_seed(0))
+    plain, bucketed = Position(5, 640, 16, 4, 80), Position(5, 640, 16, 4, 80, lengths=lengths)
+
+    def steps(position: Position, epoch: int) -> list[list[int]]:
+        parts = [[i for i, _ in part] for part in position]
+        return [sum(parts[4 * s : 4 * s + 4], []) for s in range(40 * epoch, 40 * epoch + 40)]
+
+    spread = [max(lengths[b]) - min(lengths[b]) for b in steps(bucketed, 0)]
+    assert torch.stack(spread).float().mean() < 60, "the lengths in a batch are alike"
+    assert sorted(sum(steps(bucketed, 0), [])) == sorted(sum(steps(plain, 0), [])), "every sample once"
+    assert steps(bucketed, 0) != steps(bucketed, 1)
+    mean = torch.tensor([float(lengths[b].float().mean()) for b in steps(bucketed, 0)])
+    assert not torch.equal(mean, mean.sort().values), "batches come in a random order"
+    assert bucketed.indices(3, 2) == [i for i, _ in list(bucketed)[3 * 4 + 2]]
+    batches = validation_sampler(640, 16, 0, 1, lengths)
+    assert sorted(i for b in batches for i, _ in b) == list(range(640))
+    assert all(lengths[b[0][0]] <= lengths[b[-1][0]] for b in batches)
+
+
 def test_validation_batches_cover_the_split_over_ranks() -> None:
     parts = [validation_sampler(10, 4, rank, 2) for rank in (0, 1)]
     assert sorted(i for part in parts for batch in part for i, visit in batch if visit == 0) == list(range(10))

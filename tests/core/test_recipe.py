@@ -63,7 +63,7 @@ def test_all_problems_at_once() -> None:
     bad = raw(
         sede=1,
         optimizer={"base_lrr": 1e-3, "weight_decay": -1},
-        schedule={"epochs": "many", "decay": "linear"},
+        schedule={"epochs": "many", "decay": "exponential"},
         training={"batch_size": 64, "precison": "auto", "micro_batch": 0},
     )
     bad["model"] |= {"mask_raito": 0.5, "norm_pix": "maybe"}
@@ -76,7 +76,7 @@ def test_all_problems_at_once() -> None:
         "optimizer.weight_decay: input should be greater than or equal to 0 (got -1)",
         "schedule.epochs: input should be a valid integer",
         "(got 'many')",
-        "schedule.decay: input should be 'cosine' or 'step' (got 'linear')",
+        "schedule.decay: input should be 'cosine', 'linear' or 'step' (got 'exponential')",
         "training.precison: unknown key; did you mean precision?",
         "training.micro_batch: input should be greater than or equal to 1 (got 0)",
         "model.mask_raito: unknown key; did you mean mask_ratio?",

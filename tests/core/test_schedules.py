@@ -56,3 +56,8 @@ def test_a_run_cut_short_keeps_the_shape() -> None:
 def test_total_steps_drops_incomplete_batches() -> None:
     assert total_steps(toy_recipe(epochs=3, batch_size=8), 31) == 9
     assert total_steps(toy_recipe(steps=5, batch_size=8), 31) == 5
+
+
+def test_linear_decay_is_a_line_from_the_warm_up_to_the_end() -> None:
+    schedule = Schedule(epochs=100, warmup_epochs=8, decay="linear", min_lr=1e-4)
+    assert [rate(schedule, s) for s in (4, 8, 54, 100)] == pytest.approx([1e-3, 2e-3, (2e-3 + 2e-4) / 2, 2e-4])

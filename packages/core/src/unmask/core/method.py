@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unmask.core.mask import Mask
@@ -99,16 +99,21 @@ class Features:
         tokens: one vector per token, row-major over `grid`.
         grid: tokens along each axis, for example (rows, columns).
         cls: the class token's vector, where the encoder has one.
+        valid: False = padding, in samples shorter than the longest; None when there is none.
     """
 
     tokens: Float[Tensor, "batch tokens dim"]
     grid: tuple[int, ...]
     cls: Float[Tensor, "batch dim"] | None = None
+    valid: Bool[Tensor, "batch tokens"] | None = None
 
     @property
     def pooled(self) -> Float[Tensor, "batch dim"]:
-        """The mean over tokens: one vector per sample."""
-        return self.tokens.mean(1)
+        """The mean over tokens, padding left out: one vector per sample."""
+        if self.valid is None:
+            return self.tokens.mean(1)
+        kept = self.tokens.masked_fill(~self.valid[..., None], 0.0)
+        return kept.sum(1) / self.valid.sum(1, keepdim=True).clamp(min=1)
 
 
 class Batch(Protocol):

@@ -120,6 +120,12 @@ def load_part(method: str, part: str) -> ModuleType:
     return importlib.import_module(f"{domains()[card(method).id.split('/')[0]]}.{part}")
 
 
+def optional_part(method: str, part: str) -> ModuleType | None:
+    """`load_part` for modules that a domain need not have, such as ``report``: None where it has none."""
+    name = f"{domains()[card(method).id.split('/')[0]]}.{part}"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
 def recipes(method: str) -> dict[str, Path]:
     """The recipes shipped with a method, by name."""
     path = card(method).path

@@ -5,6 +5,7 @@ dataclass beside it, whose defaults are the protocol of all committed results:
 
 * `KNN`: weighted nearest neighbours on cosine similarity;
 * `LinearProbe`: logistic regression on standardised frozen features;
+* `WeightedProbe`: the same on a learned weighted sum of layers;
 * `FewLabels`: the linear probe on a few labels;
 * `FineTuning`: the whole network, with layer-wise learning rates;
 * `rankme` and `deviation`: how many dimensions the features use.
@@ -17,6 +18,7 @@ from unmask.core.evaluation.finetune import Classifier, FineTuning, fine_tune, l
 from unmask.core.evaluation.knn import KNN, knn_accuracy, knn_predict
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve, linear_probe
 from unmask.core.evaluation.rankme import deviation, rankme
+from unmask.core.evaluation.weighted import WeightedProbe, weighted_probe
 
 __all__ = [
     "KNN",
@@ -26,6 +28,7 @@ __all__ = [
     "FineTuning",
     "LinearProbe",
     "Splits",
+    "WeightedProbe",
     "deviation",
     "extract",
     "few_label_curve",
@@ -37,4 +40,5 @@ __all__ = [
     "layer_scale",
     "linear_probe",
     "rankme",
+    "weighted_probe",
 ]

@@ -3,5 +3,6 @@
 from unmask.core.masking.block import BlockMasking
 from unmask.core.masking.noise import NoiseMasking
 from unmask.core.masking.random import BernoulliMasking, Masking, RandomMasking
+from unmask.core.masking.span import SpanMasking
 
-__all__ = ["BernoulliMasking", "BlockMasking", "Masking", "NoiseMasking", "RandomMasking"]
+__all__ = ["BernoulliMasking", "BlockMasking", "Masking", "NoiseMasking", "RandomMasking", "SpanMasking"]

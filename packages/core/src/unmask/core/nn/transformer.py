@@ -1,26 +1,41 @@
-"""The one transformer block (pre-norm, as in ViT, arXiv 2010.11929), with timm's parameter names."""
+"""The one transformer block, with timm's parameter names.
+
+Pre-norm as in ViT (arXiv 2010.11929) or post-norm as in the first Transformer (arXiv 1706.03762) and in BERT.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+Norm = Literal["pre", "post"]
+
 
 class Attention(nn.Module):
     """Multi-head self-attention through torch's fused kernel.
 
     A relative-position bias and padding may be given; neither costs anything when it is not.
+
+    Args:
+        dim: width.
+        heads: must divide `dim`.
+        attention_dropout: probability of dropping an attention weight in training, inside the fused kernel.
+        dropout: probability of dropping a value of the result in training.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, attention_dropout: float = 0.0, dropout: float = 0.0) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not divisible by {heads} heads; choose heads that divide it")
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.attn_drop = nn.Dropout(attention_dropout)
         self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -39,8 +54,10 @@ class Attention(nn.Module):
         """
         q, k, v = self._queries_keys_values(x, last)
         bias = bias if bias is None or last is None else bias[:, -last:]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=_attention_mask(bias, valid, q.dtype))
-        return self.proj(out.transpose(1, 2).flatten(2))
+        mask = _attention_mask(bias, valid, q.dtype)
+        dropout = self.attn_drop.p if self.attn_drop.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def _queries_keys_values(self, x: Tensor, last: int | None) -> tuple[Tensor, Tensor, Tensor]:
         b, n, d = x.shape
@@ -65,15 +82,17 @@ def _attention_mask(bias: Tensor | None, valid: Tensor | None, dtype: torch.dtyp
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
+    """Two linear layers with a GELU between, and dropout after the GELU and at the end."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, activation_dropout: float = 0.0, dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
+        self.drop1 = nn.Dropout(activation_dropout)
         self.fc2 = nn.Linear(hidden, dim)
+        self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x)))))
 
 
 class LayerScale(nn.Module):
@@ -103,7 +122,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each on a residual branch.
+    """Attention and MLP, each on a residual branch.
 
     Args:
         dim: width.
@@ -112,6 +131,10 @@ class Block(nn.Module):
         layer_scale: initial gain of both branches, or None for no gain.
         drop_path: probability of dropping a branch in training.
         eps: LayerNorm's epsilon.
+        norm: ``pre`` normalises the input of each branch, ``post`` the sum after it.
+        dropout: probability of dropping a value at the end of each branch in training.
+        attention_dropout: probability of dropping an attention weight in training.
+        activation_dropout: probability of dropping a value of the MLP's hidden layer in training.
     """
 
     def __init__(
@@ -123,13 +146,20 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         eps: float = 1e-6,
+        norm: Norm = "pre",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if norm not in ("pre", "post"):
+            raise ValueError(f"norm {norm!r} is neither 'pre' nor 'post'")
+        self.post_norm = norm == "post"
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, attention_dropout=attention_dropout, dropout=dropout)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), activation_dropout=activation_dropout, dropout=dropout)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -141,6 +171,9 @@ class Block(nn.Module):
         last: int | None = None,
     ) -> Float[Tensor, "batch out_tokens dim"]:
         """See `Attention.forward` for the arguments."""
-        attended = self.drop_path(self.ls1(self.attn(self.norm1(x), bias, valid, last)))
+        attended = self.drop_path(self.ls1(self.attn(x if self.post_norm else self.norm1(x), bias, valid, last)))
         x = (x if last is None else x[:, -last:]) + attended
+        if self.post_norm:
+            x = self.norm1(x)
+            return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

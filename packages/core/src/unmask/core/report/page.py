@@ -6,10 +6,11 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unmask.core import registry
 from unmask.core.report import plots
 from unmask.core.report.gather import RunFacts, read_run
 from unmask.core.report.pictures import Pictures, draw_pictures
@@ -38,26 +39,45 @@ class Figure:
     note: str = ""
 
 
+Rows = list[tuple[str, list[tuple[str, bool]]]]
+
+
 @dataclass(frozen=True)
 class Probes:
     """The evaluation as a table: cells are text, and whether they are the best of their column."""
 
     columns: list[str]
-    rows: list[tuple[str, list[tuple[str, bool]]]]
+    rows: Rows
     summary: Verdict
     note: str
     figure: Figure | None = None
 
 
+@dataclass(frozen=True)
+class Section:
+    """A domain's own part of the page: a table as in `Probes`, plots, and a sentence or two."""
+
+    title: str
+    note: str
+    columns: list[str] = field(default_factory=list)
+    rows: Rows = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
 def write_report(run_dir: str | Path) -> Path:
     """Write RUN/report.html, which needs no other file and no network. Works on a run that is still training, too.
+
+    A domain whose module ``report`` has ``draw_pictures(run) -> Pictures``, ``probes(run) -> Probes | None`` and
+    ``sections(run) -> list[Section]`` draws these parts itself; images are the default.
 
     Raises:
         UnmaskError: not a run directory.
     """
     run = read_run(run_dir)
     out = run.path / "report.html"
-    write_text(out, render(run, draw_pictures(run)))
+    part = registry.optional_part(run.card.id, "report")
+    pictures = part.draw_pictures(run) if part else draw_pictures(run)
+    write_text(out, render(run, pictures))
     return out
 
 
@@ -66,6 +86,7 @@ def render(run: RunFacts, pictures: Pictures) -> str:
     import jinja2
     from markupsafe import Markup
 
+    part = registry.optional_part(run.card.id, "report")
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = Markup
@@ -78,7 +99,8 @@ def render(run: RunFacts, pictures: Pictures) -> str:
         loss_notes=_loss_notes(run),
         verdict=_verdict(run),
         pictures=pictures,
-        probes=_probes(run),
+        probes=part.probes(run) if part else _probes(run),
+        sections=part.sections(run) if part else [],
         speed=_speed_figure(run),
         rate=_rate_figure(run),
         settings=_settings(run),

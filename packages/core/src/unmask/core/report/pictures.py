@@ -45,11 +45,13 @@ class Pictures:
         samples: may be empty.
         note: says what is seen, or what is missing.
         parameters: of the whole method, where it could be loaded.
+        wide: each sample has one picture that wants the whole width.
     """
 
     samples: list[Picture]
     note: str
     parameters: int | None = None
+    wide: bool = False
 
 
 def draw_pictures(run: RunFacts) -> Pictures:

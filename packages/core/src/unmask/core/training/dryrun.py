@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unmask.core import registry
 from unmask.core.method import Clock, to_device
 from unmask.core.randomness import Key
 from unmask.core.training.gradients import Call
@@ -75,11 +76,17 @@ def dry_run(recipe: Recipe, *, devices: int = 1, nodes: int = 1) -> tuple[str, d
         The resolved recipe as YAML, the `Estimate` as a dict, and the estimate as lines for a person.
     """
     fabric = make_fabric(recipe, ".", check=False)
+    written = recipe
+    if recipe.stages is not None:  # of the last stage, with stand-ins for what the earlier ones make
+        recipe = registry.load(recipe.method).planned(recipe)
     recipe, train_set, val_set, collate = open_data(recipe)
     method: Any = build(recipe).to(fabric.device)
     world = devices * nodes
     micro, total = micro_batch(recipe, world), run_length(recipe, len(train_set))
-    position = Position(recipe.seed, len(train_set), recipe.training.batch_size, micro, total, world=world)
+    position = Position(
+        recipe.seed, len(train_set), recipe.training.batch_size, micro, total, world=world,
+        lengths=getattr(train_set, "lengths", None),
+    )  # fmt: skip
 
     samples, loading = _load(train_set, position, max(1, recipe.training.workers))
     batch = to_device(collate(samples), fabric.device)
@@ -103,7 +110,7 @@ def dry_run(recipe: Recipe, *, devices: int = 1, nodes: int = 1) -> tuple[str, d
         seconds_per_step=step,
         seconds_per_epoch=step * position.steps_per_epoch,
     )
-    return to_yaml(recipe), asdict(found), found.lines()
+    return to_yaml(recipe if written.stages is None else written), asdict(found), found.lines()
 
 
 def size(count: int) -> str:

@@ -9,28 +9,30 @@ not written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.mask import Mask
 from unmask.core.method import Clock, to_device
 from unmask.core.randomness import Key
 from unmask.core.training import checkpoint
+from unmask.core.training.files import write_text
 from unmask.core.training.gradients import Call, Gradients, LossModule, Sums
 from unmask.core.training.groups import make_optimizer
 from unmask.core.training.launch import build, make_deterministic, make_fabric, open_data
 from unmask.core.training.monitor import Display, Meter, count_flops, peak_flops
 from unmask.core.training.numbers import FiniteWatch, hidden_share, validation_loss
 from unmask.core.training.position import Collate, Position, batches, data_digest, loading_errors, validation_sampler
-from unmask.core.training.recipe import Recipe, as_dict, micro_batch
+from unmask.core.training.recipe import Recipe, as_dict, micro_batch, to_yaml
 from unmask.core.training.rundir import RunDirectory
 from unmask.core.training.schedules import LearningRate, run_length
-from unmask.core.training.signals import Interrupted, StopSignals
+from unmask.core.training.signals import Interrupted, StopSignals, stopping_at_once
 from unmask.core.training.startup import GradientCheck, check_groups, shorten
 
 
@@ -71,15 +73,64 @@ def train(
     if deterministic:
         make_deterministic()
     fabric = make_fabric(recipe, out, devices=devices, nodes=nodes, strategy=strategy, loggers=loggers)
-    RunDirectory(out).check_place(resume=resume)
-    display = Display(0, progress and fabric.is_global_zero)
-    with fabric.rank_zero_first():
-        recipe, train_set, val_set, collate = open_data(recipe, display.say)
-    options = {"fabric": fabric, "resume": resume, "extend": extend, "progress": progress}
-    # A checkpoint overwrites what `init` would load, which may have moved since.
-    resuming = resume and any(RunDirectory(out).checkpoints.glob("step-*.safetensors"))
-    method = build(replace(recipe, init=None) if resuming else recipe)
-    return fit(method, train_set, val_set, collate, recipe, out, **options)
+    run = RunDirectory(out)
+    run.check_place(resume=resume)
+    launch = Launch(fabric, run.path, extend, progress)
+    if recipe.stages is not None:
+        recipe = _prepare(recipe, run, launch, resume=resume)
+    launch.train(recipe, run.path, resume=resume or recipe.stages is not None)
+    finish = getattr(registry.load(recipe.method), "finish", None)
+    if recipe.stages is not None and finish is not None:
+        finish(recipe, run.path, launch)
+    return run.path
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run was started: what it and its earlier stages are trained with.
+
+    Args:
+        fabric: Lightning Fabric, launched.
+        run: the run directory.
+        extend: as for `train`.
+        progress: as for `train`.
+    """
+
+    fabric: Any
+    run: Path
+    extend: bool
+    progress: bool
+
+    def say(self, text: str) -> None:
+        """A line for the person who waits."""
+        Display(0, self.progress and self.fabric.is_global_zero).say(text)
+
+    def train(self, recipe: Recipe, out: Path, *, resume: bool | None = None) -> Path:
+        """Train one stage's recipe into `out`, going on where an earlier attempt stopped (None: if there was one)."""
+        run = RunDirectory(out, whole=self.run)
+        resume = run.recipe.is_file() if resume is None else resume
+        with self.fabric.rank_zero_first():
+            recipe, train_set, val_set, collate = open_data(recipe, self.say)
+        # A checkpoint overwrites what `init` would load, which may have moved since.
+        resuming = resume and any(run.checkpoints.glob("step-*.safetensors"))
+        method = build(replace(recipe, init=None) if resuming else recipe)
+        options = {"fabric": self.fabric, "resume": resume, "extend": self.extend, "progress": self.progress}
+        return fit(method, train_set, val_set, collate, recipe, out, whole=self.run, **options)
+
+
+def _prepare(recipe: Recipe, run: RunDirectory, launch: Launch, *, resume: bool) -> Recipe:
+    """Do a method's earlier stages, each once, and give the recipe of the last one.
+
+    The method's module has ``prepare(recipe, folder, launch) -> Recipe`` beside ``Stages``. The recipe is written
+    first, so that a run which is killed in an early stage can be resumed.
+    """
+    if resume:
+        run.check_same(recipe, None, extend=launch.extend)
+    launch.fabric.barrier()  # every rank has looked before rank zero writes
+    if launch.fabric.is_global_zero and not resume:
+        write_text(run.recipe, to_yaml(recipe))
+    with stopping_at_once(f"stopped; the stages that are done stay. Go on with: {run.resume_command}"):
+        return registry.load(recipe.method).prepare(recipe, run.path / "stages", launch)
 
 
 def fit(
@@ -94,6 +145,7 @@ def fit(
     resume: bool = False,
     extend: bool = False,
     progress: bool = True,
+    whole: Path | None = None,
 ) -> Path:
     """Train a method on data sets that are already made; otherwise as `train`.
 
@@ -108,10 +160,11 @@ def fit(
         resume: as for `train`.
         extend: as for `train`.
         progress: as for `train`.
+        whole: the run directory that `out` is an earlier stage of.
     """
     fabric = fabric or make_fabric(recipe, out)
     total = run_length(recipe, len(train_set))
-    run = RunDirectory(out)
+    run = RunDirectory(out, whole)
     run.check_place(resume=resume)
     display = Display(total, progress and fabric.is_global_zero)
     saved = checkpoint.newest(run.checkpoints, display.say) if resume else None
@@ -163,7 +216,10 @@ class Loop:
         t, world = self.recipe.training, self.fabric.world_size
         micro, rank = micro_batch(self.recipe, world), self.fabric.global_rank
         samples = len(self.train_set)
-        self.position = Position(self.recipe.seed, samples, t.batch_size, micro, self.total, self.step, rank, world)
+        lengths = getattr(self.train_set, "lengths", None)
+        self.position = Position(
+            self.recipe.seed, samples, t.batch_size, micro, self.total, self.step, rank, world, lengths
+        )
         self.watch = FiniteWatch(self.fabric, self.position, self.train_set, self.run_dir.checkpoints)
         if self.fabric.is_global_zero:
             if saved is not None:
@@ -327,7 +383,8 @@ class Loop:
 
     def _validation_calls(self) -> Iterator[Call]:
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        sampler = validation_sampler(len(self.val_set or ()), micro_batch(self.recipe, world), rank, world)
+        lengths = getattr(self.val_set, "lengths", None)
+        sampler = validation_sampler(len(self.val_set or ()), micro_batch(self.recipe, world), rank, world, lengths)
         for batch in batches(self.val_set, sampler, self.collate, self.recipe.training.workers, pin=False):
             yield self._call(batch, visit=0)
 

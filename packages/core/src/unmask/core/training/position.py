@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unmask.core.errors import UnmaskError
@@ -16,6 +18,8 @@ from unmask.core.method import map_tensors
 from unmask.core.randomness import epoch_order
 
 Collate = Callable[[Sequence[Any]], Any]
+_BUCKET = 50  # batches: long enough for batches of like lengths, short enough that an epoch stays well mixed
+_BUCKET_STREAM = 0x6275636B
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,9 @@ class Position:
     """The order of samples over a whole run, and one rank's share of it.
 
     A step takes the next `batch_size` samples of its epoch's order, cut into micro-batches that go round the ranks.
-    The last, incomplete batch of an epoch is dropped. Iterating gives, from `start` on, one list of (index, epoch) per
-    micro-batch: the batch sampler of a DataLoader.
+    The last, incomplete batch of an epoch is dropped. Where samples have lengths, those of a batch are alike: every run
+    of `_BUCKET` batches of the random order is sorted by length, and the batches are put into a random order again.
+    Iterating gives, from `start` on, one list of (index, epoch) per micro-batch: the batch sampler of a DataLoader.
 
     Args:
         seed: decides the order.
@@ -35,6 +40,7 @@ class Position:
         start: steps already done.
         rank: this process.
         world: processes.
+        lengths: of the samples, in any unit; None where all are alike.
     """
 
     seed: int
@@ -45,6 +51,7 @@ class Position:
     start: int = 0
     rank: int = 0
     world: int = 1
+    lengths: Int[Tensor, "samples"] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,14 +74,24 @@ class Position:
         order: list[int] = []
         for step in range(self.start, self.total):
             if not order or step % self.steps_per_epoch == 0:
-                order = epoch_order(self.seed, self.epoch(step), self.samples).tolist()
+                order = self._order(self.epoch(step)).tolist()
             for micro in range(self.micro_batches):
                 yield [(index, self.epoch(step)) for index in order[self._slice(step, micro, self.rank)]]
 
     def indices(self, step: int, micro: int, rank: int | None = None) -> list[int]:
         """The dataset's indices in one micro-batch: what a message about it names."""
-        order = epoch_order(self.seed, self.epoch(step), self.samples)
+        order = self._order(self.epoch(step))
         return order[self._slice(step, micro, self.rank if rank is None else rank)].tolist()
+
+    def _order(self, epoch: int) -> Int[Tensor, "samples"]:
+        order = epoch_order(self.seed, epoch, self.samples)
+        if self.lengths is None:
+            return order
+        steps = self.steps_per_epoch
+        runs = order[: steps * self.batch_size].split(_BUCKET * self.batch_size)  # what is dropped stays random
+        alike = torch.cat([run[self.lengths[run].argsort(stable=True)] for run in runs])
+        shuffled = epoch_order(self.seed ^ _BUCKET_STREAM, epoch, steps)
+        return alike.view(steps, self.batch_size)[shuffled].flatten()
 
     def _slice(self, step: int, micro: int, rank: int) -> slice:
         begin = (step % self.steps_per_epoch) * self.batch_size + (micro * self.world + rank) * self.micro_batch
@@ -135,14 +152,17 @@ def loading_errors(remedy: str) -> Iterator[None]:
         ) from error
 
 
-def validation_sampler(samples: int, batch: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
-    """This rank's validation batches: every sample once over all ranks, always at visit 0.
+def validation_sampler(
+    samples: int, batch: int, rank: int, world: int, lengths: Int[Tensor, "samples"] | None = None
+) -> list[list[tuple[int, int]]]:
+    """This rank's validation batches: every sample once over all ranks, always at visit 0, sorted by length if any.
 
     No rank goes without a batch as long as there are as many samples as ranks.
     """
     batch = max(1, min(batch, samples // world))
+    order = list(range(samples)) if lengths is None else lengths.argsort(stable=True).tolist()
     starts = range(0, samples, batch)
-    return [[(i, 0) for i in range(at, min(at + batch, samples))] for at in starts[rank::world]]
+    return [[(i, 0) for i in order[at : at + batch]] for at in starts[rank::world]]
 
 
 def data_digest(dataset: Any) -> str:

@@ -71,9 +71,9 @@ class Schedule:
         steps: optimizer steps instead of epochs; the schedule below is squeezed or stretched to them.
         warmup_epochs: linear rise from `start_lr`, of the `epochs`.
         start_lr: learning rate at step 0 when there is a warm-up.
-        min_lr: learning rate at the end of the cosine.
-        decay: half a cosine to `min_lr`, or steps: times 0.1 at each epoch of `step_at`.
-        cosine_from: whether the cosine begins after the warm-up or at epoch 0 (the warm-up then cuts into it).
+        min_lr: learning rate at the end of the cosine or line.
+        decay: half a cosine or a line to `min_lr`, or steps: times 0.1 at each epoch of `step_at`.
+        cosine_from: whether the cosine or line begins after the warm-up or at epoch 0 (the warm-up then cuts into it).
         step_at: epochs of the drops, for ``decay: step``.
     """
 
@@ -82,7 +82,7 @@ class Schedule:
     warmup_epochs: NotNegative = 0.0
     start_lr: NotNegative = 0.0
     min_lr: NotNegative = 0.0
-    decay: Literal["cosine", "step"] = "cosine"
+    decay: Literal["cosine", "linear", "step"] = "cosine"
     cosine_from: Literal["warmup", "start"] = "warmup"
     step_at: tuple[NotNegative, ...] = ()
 
@@ -126,6 +126,7 @@ class Recipe:
         init: a run directory or exported directory to start the weights from; null starts at random.
         model: the method's `Settings`.
         data: the domain's data `Settings`.
+        stages: the method's `Stages`, for methods that are trained in several; see `unmask.core.training.loop`.
     """
 
     method: str
@@ -136,12 +137,20 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     training: Training = field(default_factory=Training)
+    stages: Any = None
 
 
 # What may differ on a resume: none of it changes what is computed (data.source may move; the samples must not change).
 FREE_TO_CHANGE = frozenset(
-    {"data.source", "training.workers", "training.checkpoint_every_steps", "training.keep_checkpoints"}
+    {
+        "data.source",
+        "data.label_sets",
+        "training.workers",
+        "training.checkpoint_every_steps",
+        "training.keep_checkpoints",
+    }
 )
+FILLED_BY_STAGES = frozenset({"data.targets"})  # not known before the stages have run
 TOTAL = frozenset({"schedule.epochs", "schedule.steps", "schedule.warmup_epochs", "schedule.step_at"})
 
 
@@ -200,12 +209,17 @@ def make_recipe(
     if steps is not None:
         _put(raw, "schedule.steps", steps, problems)
     parts = {**_PARTS, "model": module.Settings, "data": data.Settings}
+    if raw.get("stages") is not None:
+        if not hasattr(module, "Stages"):
+            problems.append(f"stages: {raw['method']} is trained in one stage; remove them")
+        else:
+            parts["stages"] = module.Stages
     made = {name: section(name, kind, raw.get(name), problems) for name, kind in parts.items()}
     top = _top_level(raw, problems)
     if not problems:
         result = Recipe(**top, **made)
         problems += cross_checks(result, world)
-        problems += _build_problems(module, made["model"], made["data"]) if try_build else []
+        problems += _build_problems(module, result) if try_build else []
     if problems:
         raise RecipeError(source, problems)
     return result
@@ -277,8 +291,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_yaml(recipe: Recipe) -> str:
     """The recipe as a file that `load_recipe` reads back to an equal recipe."""
-    order = ["method", "seed", "init", "model", "data", "optimizer", "schedule", "training"]
+    order = ["method", "seed", "init", "stages", "model", "data", "optimizer", "schedule", "training"]
     values = as_dict(recipe)
+    if recipe.stages is None:
+        order.remove("stages")
     return yaml.dump({key: values[key] for key in order}, Dumper=_Dumper, sort_keys=False, width=110)
 
 
@@ -324,13 +340,15 @@ def _top_level(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return top
 
 
-def _build_problems(module: types.ModuleType, model: Any, data: Any) -> list[str]:
+def _build_problems(module: types.ModuleType, recipe: Recipe) -> list[str]:
     """What the method's `build` says against its settings, learnt without allocating its weights."""
     import torch
 
+    if recipe.stages is not None:
+        recipe = module.planned(recipe)
     try:
         with torch.device("meta"):
-            module.build(model, data)
+            module.build(recipe.model, recipe.data)
     except ValueError as error:
         return [f"model: {error}"]
     except (NotImplementedError, RuntimeError):

@@ -18,7 +18,16 @@ import torch
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.training.files import write_json, write_text
-from unmask.core.training.recipe import FREE_TO_CHANGE, TOTAL, Recipe, as_dict, flatten, read_yaml, to_yaml
+from unmask.core.training.recipe import (
+    FILLED_BY_STAGES,
+    FREE_TO_CHANGE,
+    TOTAL,
+    Recipe,
+    as_dict,
+    flatten,
+    read_yaml,
+    to_yaml,
+)
 
 MADE_BY_A_RUN = ("recipe.yaml", "metrics.jsonl", "model.safetensors", "checkpoints")
 
@@ -28,10 +37,12 @@ class RunDirectory:
 
     Args:
         path: the directory, which need not exist yet.
+        whole: the run that this one is a stage of, where it is one: what a person resumes.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, whole: str | Path | None = None) -> None:
         self.path = Path(path)
+        self.whole = Path(whole or path)
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model.safetensors"
         self.metrics = self.path / "metrics.jsonl"
@@ -40,7 +51,7 @@ class RunDirectory:
     @property
     def resume_command(self) -> str:
         """What to type to go on."""
-        return f"unmask train --resume {self.path}"
+        return f"unmask train --resume {self.whole}"
 
     def check_place(self, *, resume: bool) -> None:
         """Whether a run can begin, or go on, here. Leaves nothing behind but the directory.
@@ -139,7 +150,9 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     return {
         key: f"{key} was {old.get(key, 'not set')}, now {new.get(key, 'not set')}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
+        if old.get(key) != new.get(key)
+        and key not in FREE_TO_CHANGE
+        and not (key in FILLED_BY_STAGES and None in (old.get(key), new.get(key)))
     }
 
 

@@ -12,16 +12,17 @@ from unmask.core.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Linear warm-up, then half a cosine or steps. A function of `clock.progress` and nothing else.
+    """Linear warm-up, then half a cosine, a line or steps. A function of `clock.progress` and nothing else.
 
     Positions are shares of the run in [0, 1], so the schedule keeps its shape when a run is made longer or shorter.
 
     Args:
         peak: learning rate at the end of the warm-up.
         start: learning rate at step 0, when there is a warm-up.
-        end: learning rate that the cosine falls to.
+        end: learning rate that the cosine or line falls to.
         warmup: share of the run that warms up.
-        cosine_from: share of the run at which the cosine is at its top; None for no cosine.
+        cosine_from: share of the run at which the cosine or line is at its top; None for neither.
+        linear: a line instead of the cosine.
         drops: shares of the run at which the rate is multiplied by 0.1.
     """
 
@@ -30,6 +31,7 @@ class LearningRate:
     end: float = 0.0
     warmup: float = 0.0
     cosine_from: float | None = 0.0
+    linear: bool = False
     drops: tuple[float, ...] = ()
 
     @classmethod
@@ -44,7 +46,8 @@ class LearningRate:
             start=s.start_lr * scale,
             end=s.min_lr * scale,
             warmup=warmup,
-            cosine_from=cosine_from if s.decay == "cosine" else None,
+            cosine_from=None if s.decay == "step" else cosine_from,
+            linear=s.decay == "linear",
             drops=tuple(at / s.epochs for at in s.step_at),
         )
 
@@ -54,8 +57,9 @@ class LearningRate:
             return self.start + (self.peak - self.start) * clock.progress / self.warmup
         if self.cosine_from is None:
             return self.peak * 0.1 ** sum(clock.progress >= drop for drop in self.drops)
-        done = (clock.progress - self.cosine_from) / max(1.0 - self.cosine_from, 1e-12)
-        return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+        done = min((clock.progress - self.cosine_from) / max(1.0 - self.cosine_from, 1e-12), 1.0)
+        height = 1.0 - done if self.linear else 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.end + (self.peak - self.end) * height
 
 
 def total_steps(recipe: Recipe, samples: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -24,6 +26,24 @@ class Interrupted(Exception):
     def exit_code(self) -> int:
         """What a shell expects of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
+
+
+@contextmanager
+def stopping_at_once(message: str) -> Iterator[None]:
+    """While entered, SIGINT and SIGTERM raise `Interrupted` with `message` where they find the program."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, message)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in StopSignals.numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 class StopSignals:

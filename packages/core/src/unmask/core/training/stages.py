@@ -1,4 +1,4 @@
-"""Work in stages (quantizer, then training; teacher, then student), each done once and never half.
+"""Work in stages (labels, then training; teacher, then student), each done once and never half.
 
 A stage writes into a folder of its own. Its folder appears under its name only when the stage is done, together with a
 digest of what it was made from; when nothing of that changed the stage is skipped the next time.
@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unmask.core.training.files import write_json
+
 _DONE = "stage.json"
 
 
@@ -26,42 +28,76 @@ class Stage:
         name: its folder's name, unique among the stages.
         run: does the work, into the folder it is given. A stage that can resume by itself finds there what an
             interrupted attempt of the same inputs left, if it is `resumable`.
-        inputs: settings that the result depends on, as JSON values; earlier stages count by themselves.
+        inputs: settings that the result depends on, as JSON values; the stages of `after` count by themselves.
         resumable: keep the folder of an interrupted attempt for the next one.
+        after: names of the earlier stages that this one uses; None for all of them.
+        on_all_ranks: run in every process (training); else in the first one while the others wait.
     """
 
     name: str
     run: Callable[[Path], Any]
     inputs: Mapping[str, Any] = field(default_factory=dict)
     resumable: bool = False
+    after: tuple[str, ...] | None = None
+    on_all_ranks: bool = False
 
 
-def run_stages(out: str | Path, stages: Sequence[Stage]) -> list[Path]:
+def run_stages(
+    out: str | Path,
+    stages: Sequence[Stage],
+    *,
+    fabric: Any = None,
+    say: Callable[[str], Any] = lambda text: None,
+    keep_done: bool = False,
+) -> list[Path]:
     """Run the stages in order, skipping those that are done, and return their folders.
 
     A stage is done when its folder was made from the same inputs and the same earlier stages.
+
+    Args:
+        out: the folder that holds the stages' folders.
+        stages: in order.
+        fabric: Lightning Fabric, where several processes run this together.
+        say: told which stage begins.
+        keep_done: take stages that are done as they are, whatever they were made from.
     """
-    out, digest = Path(out), ""
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    folders = []
-    for stage in stages:
-        digest = _digest(digest, stage)
-        folders.append(out / stage.name)
-        if _made_from(folders[-1]) != digest:
-            _run(stage, folders[-1], digest)
-    return folders
+    digests: dict[str, str] = {}
+    for i, stage in enumerate(stages, start=1):
+        before = digests if stage.after is None else {name: digests[name] for name in stage.after}
+        digests[stage.name] = _digest(before, stage)
+        made_from = _made_from(out / stage.name)
+        if made_from == digests[stage.name] or (keep_done and made_from):
+            say(f"stage {i} of {len(stages)}, {stage.name}: done before")
+            continue
+        say(f"stage {i} of {len(stages)}: {stage.name}")
+        _run(stage, out / stage.name, digests[stage.name], fabric)
+    return [out / stage.name for stage in stages]
 
 
-def _run(stage: Stage, folder: Path, digest: str) -> None:
+def _run(stage: Stage, folder: Path, digest: str, fabric: Any) -> None:
+    first = fabric is None or fabric.is_global_zero
     unfinished = folder.with_name(f".{folder.name}-{digest}")
-    if not stage.resumable:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(exist_ok=True)
-    stage.run(unfinished)
-    (unfinished / _DONE).write_text(json.dumps({"made_from": digest}), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(unfinished, folder)
+    if first:
+        if not stage.resumable:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(exist_ok=True)
+    _wait(fabric)
+    if first or stage.on_all_ranks:
+        stage.run(unfinished)
+    _wait(fabric)
+    if first:
+        write_json(unfinished / _DONE, {"made_from": digest, "inputs": dict(stage.inputs)})
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(unfinished, folder)
+    _wait(fabric)
+
+
+def _wait(fabric: Any) -> None:
+    if fabric is not None:
+        fabric.barrier()
 
 
 def _made_from(folder: Path) -> str | None:
@@ -69,6 +105,6 @@ def _made_from(folder: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["made_from"] if path.is_file() else None
 
 
-def _digest(before: str, stage: Stage) -> str:
-    text = json.dumps([before, stage.name, dict(stage.inputs)], sort_keys=True)
+def _digest(before: Mapping[str, str], stage: Stage) -> str:
+    text = json.dumps([dict(before), stage.name, dict(stage.inputs)], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

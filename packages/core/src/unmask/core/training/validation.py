@@ -27,7 +27,10 @@ def validated(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        problems += [_pydantic_problem(name, e) for e in error.errors() if e["type"] != "unexpected_keyword_argument"]
+        for e in error.errors():
+            problem = _pydantic_problem(name, e)
+            if problem not in problems and not any(p.startswith(f"{problem};") for p in problems):
+                problems.append(problem)
     except ValueError as error:
         problems.append(f"{name}: {error}")
     return None
@@ -35,6 +38,8 @@ def validated(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
 
 def _pydantic_problem(name: str, error: Any) -> str:
     where = ".".join([name, *(str(part) for part in error["loc"])])
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{where}: unknown key"
     if error["type"] in ("missing", "missing_argument"):
         return f"{where}: missing"
     if error["type"] == "union_tag_not_found":
