@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from machine import about
 
 VARIANTS = {
     "mae": ("vision/mae", {}),
@@ -103,16 +104,6 @@ def collect(runs: Path, variants: list[str], budgets: list[int], seeds: list[int
     return rows
 
 
-def hardware(device: str) -> str:
-    """What the runs ran on."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return f"{names[0].strip()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist5k", help="a carrier's name or a folder (default mnist5k)")
@@ -120,7 +111,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=int, default=[5_000, 20_000, 80_000], help="images seen")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where the run directories go")
-    parser.add_argument("--out", type=Path, help="the JSON to write")
+    parser.add_argument("--out", type=Path, help="the JSON to write; its rows of other variants and budgets stay")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of a run")
@@ -158,16 +149,17 @@ def main() -> None:
         for i, job in enumerate(waiting, start=1):
             job.result()
             print(f"{i}/{len(jobs)} after {time.perf_counter() - start:.0f} s", flush=True)
-    import torch
-
+    rows = collect(runs, args.variants, args.budgets, args.seeds)
+    if args.out and args.out.is_file():  # what is not run again stays
+        new = {(row["variant"], row["images"]) for row in rows}
+        earlier = json.loads(args.out.read_text())["rows"]
+        rows += [row for row in earlier if (row["variant"], row["images"]) not in new]
     result = {
-        "command": "python " + " ".join(sys.argv),
-        "date": time.strftime("%Y-%m-%d"),
-        "hardware": hardware(args.device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **about(args.device),
+        "threads": args.threads,
         "protocol": "benchmarks/vision/PROTOCOL.md",
         "data": args.data,
-        "rows": collect(runs, args.variants, args.budgets, args.seeds),
+        "rows": rows,
     }
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import about
 
 from unmask.core.method import Clock
 from unmask.core.randomness import Key
@@ -84,10 +83,7 @@ def main() -> None:
               for _ in range(args.rounds)]  # fmt: skip
     bare_ms, ours_ms = (statistics.median(column) for column in zip(*rounds, strict=True))
     result = {
-        "command": "python " + " ".join(sys.argv),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "threads": args.threads,
+        **about(),
         "what": "MAE, tiny recipe, batch 64",
         "bare_ms_per_step": bare_ms,
         "unmask_ms_per_step": ours_ms,

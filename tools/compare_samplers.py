@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import about
 from transformers import ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 
@@ -163,10 +163,10 @@ def main() -> None:
             ratio = "" if name == "unmask" else f"  {ms / times['unmask']:6.1f} x unmask"
             print(f"{masking:14s} {name:14s} {ms:9.2f}{ratio}")
     if args.out:
-        about = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.processor()}
         settings = {k: v for k, v in vars(args).items() if k != "out"}
+        found = {**about(args.device, ("transformers",)), "settings": settings, "median_ms": result}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"settings": settings, "versions": about, "median_ms": result}, indent=2) + "\n")
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
