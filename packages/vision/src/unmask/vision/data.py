@@ -2,7 +2,7 @@
 
 A dataset is asked for ``(index, visit)``; the random crop and flip of a sample are a function of (seed, sample id,
 visit) alone, so they do not depend on the batch, the worker or a resume. The parts: `unmask.vision.sources` finds the
-images, `unmask.vision.decode` reads them, `unmask.vision.augment` crops them, `unmask.vision.splits` divides them.
+images, `unmask.vision.decode` reads them, `unmask.vision.augment` crops them, `unmask.core.splits` divides them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import SampleKey, stable_id
+from unmask.core.splits import SPLITS
 from unmask.vision.arrays import EMBEDDED
 from unmask.vision.augment import Interpolation, crop, draw_crop, fit, normalise, to_unit
 from unmask.vision.carriers import CARRIERS
 from unmask.vision.decode import CorruptImageError
 from unmask.vision.sources import Problem, Source, SourceError, open_source
-from unmask.vision.splits import SPLITS
 
 __all__ = ["CARRIERS", "ImageBatch", "Images", "Problem", "Sample", "Settings", "collate", "open_split", "resolve"]
 

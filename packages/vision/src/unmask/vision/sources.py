@@ -17,10 +17,10 @@ from torch import Tensor
 from unmask.core.carriers import cache_dir
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import stable_id
+from unmask.core.splits import assign, split_of
 from unmask.vision import shards
 from unmask.vision.arrays import EMBEDDED, load_arrays, sample_name
 from unmask.vision.decode import HEAD, SUFFIXES, CorruptImageError, complaint, convert, decode
-from unmask.vision.splits import assign, split_of
 
 _UNKNOWN = "Give a folder of images, of .tar shards or of .parquet files, or one of the embedded sets: " + ", ".join(
     EMBEDDED
@@ -52,7 +52,7 @@ class Source:
         read: decodes one image, given its index and the wanted number of channels: [channels, h, w].
         labels: class indices, or None.
         classes: class names, or None.
-        given: the split that the data themselves give to each image (see `unmask.vision.splits`), None where none.
+        given: the split that the data themselves give to each image (see `unmask.core.splits`), None where none.
         problems: what was found to be unreadable and is not in `names`.
         codes: the final split of each image, for sets whose splits are fixed; else None.
         images: all pixels, for sets that are in memory.
