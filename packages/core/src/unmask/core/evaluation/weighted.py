@@ -12,6 +12,8 @@ from torch import Tensor
 from unmask.core.evaluation.features import FeatureSplit, Splits
 from unmask.core.evaluation.linear import LinearProbe
 
+_MIX_SCALE = 0.1  # the layers' logits move this much less per step than the classifier's weights
+
 
 @dataclass(frozen=True)
 class WeightedProbe:
@@ -25,7 +27,8 @@ class WeightedProbe:
     and project to 256 dimensions first; here `LinearProbe`'s objective, grid of strengths and L-BFGS are used, so that
     the two probes differ in the layers alone. Every layer is standardised per dimension by the training split, since
     the largest layer would otherwise fill the sum. The weights of the layers are not punished, and start uniform at
-    every strength: a weight that a strong penalty drove to zero would not come back.
+    every strength: a weight that a strong penalty drove to zero would not come back. The objective is not convex in
+    both together, so this is a local optimum, the same one every time.
 
     Args:
         linear: grid and limits of the fit.
@@ -87,7 +90,7 @@ def weighted_probe(splits: Splits, layers: int, protocol: WeightedProbe | None =
     assert best is not None
     val_accuracy, strength, weight, mix = best
     accuracy = _accuracy(weight, mix, test, splits.test.labels)
-    return WeightedProbed(accuracy, val_accuracy, strength, mix.softmax(0).tolist(), train.shape[1])
+    return WeightedProbed(accuracy, val_accuracy, strength, _shares(mix).tolist(), train.shape[1])
 
 
 def _standardized(splits: Splits, layers: int) -> list[Float[Tensor, "layers n dim"]]:
@@ -108,7 +111,7 @@ def _fit(
     strength: float,
     protocol: LinearProbe,
 ) -> tuple[Float[Tensor, "classes dim_plus_1"], Float[Tensor, "layers"]]:
-    """The classifier (biases in the last column) and the logits of the layers' weights."""
+    """The classifier (biases in the last column) and what `_shares` makes the layers' weights of."""
     weight = start.clone().requires_grad_(True)
     mix = torch.zeros(len(x), device=x.device, requires_grad=len(x) > 1)
     decay = 1.0 / (strength * x.shape[1])  # as in `fit_logistic`
@@ -132,9 +135,14 @@ def _fit(
     return weight.detach(), mix.detach()
 
 
+def _shares(mix: Float[Tensor, "layers"]) -> Float[Tensor, "layers"]:
+    """The layers' weights. Scaled, since a first step of the size that suits the classifier would leave one layer."""
+    return (_MIX_SCALE * mix).softmax(0)
+
+
 def _logits(weight: Tensor, mix: Tensor, x: Float[Tensor, "layers n dim"]) -> Tensor:
     # One product of a vector and a matrix that is already laid out for it: many times faster than a sum of products.
-    mixed = (mix.softmax(0) @ x.flatten(1)).view(x.shape[1:])
+    mixed = (_shares(mix) @ x.flatten(1)).view(x.shape[1:])
     return F.linear(mixed, weight[:, :-1], weight[:, -1])
 
 

@@ -1,5 +1,4 @@
-"""Span masking of sequences: wav2vec 2.0 and HuBERT (arXiv 2106.07447, section II-C; official code facebookresearch/
-fairseq, `compute_mask_indices`).
+"""Span masking of sequences: wav2vec 2.0 and HuBERT (arXiv 2106.07447; official code facebookresearch/fairseq).
 
 Per sample with T valid frames: n = floor(ratio * T / length + u) spans with u uniform in [0, 1), at least `min_spans`;
 n distinct starts, uniform over {0, ..., T - m - 1} with m the shortest span drawn; everything that a span covers before
@@ -32,9 +31,11 @@ from torch import Tensor
 from unmask.core.mask import Mask
 from unmask.core.randomness import Key
 
-SpanLengths = Literal["static", "uniform", "normal", "poisson"]
+SpanKind = Literal["static", "uniform", "normal", "poisson"]
 
 _LAST = torch.iinfo(torch.int64).max
+_BITS_32 = (1 << 32) - 1
+_BITS_40 = (1 << 40) - 1
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class SpanMasking:
         ratio: spans times `length` over the number of frames, in expectation; in (0, 1].
         length: frames per span, or what the random lengths are drawn around; at least 1.
         min_spans: spans in every clip, however short (a clip of T frames has at most T - 1).
-        lengths: ``static`` (all `length`), ``uniform`` over the integers `other` .. 2 * `length`, ``normal`` with mean
-            `length` and deviation `other`, rounded and at least 1, or ``poisson`` with mean `length`. A span of 0 frames
-            hides nothing; if a clip draws no other, its first span is `length` long.
+        kind: how long spans are: ``static`` (all `length`), ``uniform`` over the integers `other` .. 2 * `length`,
+            ``normal`` with mean `length` and deviation `other`, rounded and at least 1, or ``poisson`` with mean
+            `length`. A span of 0 frames hides nothing; if a clip draws no other, its first span is `length` long.
         other: the second number of ``uniform`` and ``normal``; 0 for the others.
         overlap: False keeps spans apart, and drops those that no longer fit.
         min_space: visible frames between neighbouring spans at least; needs ``overlap=False``.
@@ -64,7 +65,7 @@ class SpanMasking:
     ratio: float = 0.8
     length: int = 10
     min_spans: int = 2
-    lengths: SpanLengths = "static"
+    kind: SpanKind = "static"
     other: float = 0.0
     overlap: bool = True
     min_space: int = 0
@@ -83,22 +84,22 @@ class SpanMasking:
         self._check_lengths()
 
     def _check_lengths(self) -> None:
-        if self.lengths == "uniform":
+        if self.kind == "uniform":
             if self.other != int(self.other) or not 0 <= self.other <= 2 * self.length:
                 raise ValueError(
-                    f"uniform span lengths lie between other={self.other} and 2 * length = {2 * self.length}; other must "
-                    "be a whole number in that range"
+                    f"uniform span lengths lie between other={self.other} and 2 * length = {2 * self.length}; other "
+                    "must be a whole number in that range"
                 )
-        elif self.lengths == "normal":
+        elif self.kind == "normal":
             if not self.other > 0:
                 raise ValueError(f"normal span lengths need a deviation other > 0; got {self.other}")
-        elif self.lengths not in ("static", "poisson"):
-            raise ValueError(f"span lengths {self.lengths!r} are not one of static, uniform, normal, poisson")
+        elif self.kind not in ("static", "poisson"):
+            raise ValueError(f"span kind {self.kind!r} is not one of static, uniform, normal, poisson")
         elif self.other:
-            raise ValueError(f"{self.lengths} span lengths take no second number; got other={self.other}")
+            raise ValueError(f"{self.kind} span lengths take no second number; got other={self.other}")
 
     def __call__(self, key: Key, grid: tuple[int, ...], valid: Bool[Tensor, "batch frames"] | None = None) -> Mask:
-        """Draw a mask (ragged: counts differ from sample to sample), on the key's device and without a host sync.
+        """Draw a mask on the key's device without a host sync; it is ragged: counts differ from sample to sample.
 
         Args:
             key: the samples' key.
@@ -110,72 +111,96 @@ class SpanMasking:
         """
         if len(grid) != 1:
             raise ValueError(f"span masking needs a sequence, a grid of one axis; got {' x '.join(map(str, grid))}")
-        frames = grid[0]
+        return Mask.from_hidden(self.hidden(key, grid[0], valid), valid)
+
+    def hidden(
+        self, key: Key, frames: int, valid: Bool[Tensor, "batch frames"] | None = None
+    ) -> Bool[Tensor, "batch {frames}"]:
+        """What `__call__` draws as a plain array, True = hidden, without the order of tokens that a `Mask` carries."""
         size = torch.full_like(key.state, frames) if valid is None else valid.sum(1)
-        draws = key.bits(frames + 2)  # two for the clip, then one for every frame: the lowest make the starts
+        most = max(1, min(frames - 1, max(self.min_spans, (frames * self._rate >> 32) + 1)))
+        draws = key.bits(most + 2)  # two for the clip, then one for every span it could have
         begin, end = self._spans(key, size, draws, frames)
         edge = torch.zeros(len(size), frames + 1, dtype=torch.int32, device=size.device)
-        one = torch.ones_like(begin, dtype=torch.int32)
-        edge.scatter_add_(1, begin, one).scatter_add_(1, end, -one)
+        edge.scatter_(1, begin, 1, reduce="add").scatter_(1, end, -1, reduce="add")
         hidden = edge[:, :frames].cumsum(1, dtype=torch.int32) > 0
         if valid is not None:
             hidden &= valid
-        # A clip that is covered entirely shows one frame.
-        spare = (_fraction(draws[:, 1:2]) * size[:, None]) >> 24
-        hidden.scatter_(1, spare, hidden.gather(1, spare) & (hidden.sum(1) < size)[:, None])
-        return Mask.from_hidden(_thin(key, hidden) if self.equal_counts else hidden, valid)
+        if valid is not None or self.kind != "static" or not self.overlap or frames - self.length <= most:
+            # A clip that is covered entirely shows one frame.
+            spare = ((draws[:, 1:2] & _BITS_32) * size[:, None]) >> 32
+            hidden.scatter_(1, spare, hidden.gather(1, spare) & (hidden.sum(1) < size)[:, None])
+        return _thin(key, hidden) if self.equal_counts else hidden
+
+    @property
+    def _rate(self) -> int:
+        """Spans per frame, in units of 2**-32: whole numbers round alike on every device."""
+        return round(self.ratio / self.length * 2**32)
 
     def _spans(
         self, key: Key, size: Int[Tensor, "batch"], draws: Int[Tensor, "batch draws"], frames: int
     ) -> tuple[Int[Tensor, "batch spans"], Int[Tensor, "batch spans"]]:
         """First frames, and first frames after; both `frames` where a sample has fewer spans than the longest could."""
-        bound = max(self.min_spans, int(self.ratio * frames / self.length) + 1)
-        bound = max(min(bound, frames - 1), 1)
-        wanted = (self.ratio * size.double() / self.length + _fraction(draws[:, 0]) * 2.0**-24).to(torch.int64)
-        count = torch.minimum(wanted.clamp(min=self.min_spans), size - 1)
-        slot = torch.arange(bound, device=size.device)
-        live = slot < count[:, None]
-        if self.lengths == "static" and self.overlap:
-            length: Tensor | int = self.length
-            room = size - self.length
-        else:
-            length = self._draw_lengths(key, size, live)
-            if not self.overlap:
-                return _spread(size, draws[:, 2:], live, length, self.min_space)
-            room = size - length.masked_fill(~live, 2 * frames).amin(1)
-        begin = _choose(draws[:, 2:], torch.maximum(room, count + 1), bound)
-        begin = torch.where(live, begin, frames)
+        count = (size * self._rate + (draws[:, 0] & _BITS_32)) >> 32  # the share, rounded at random
+        count = torch.minimum(count.clamp(min=self.min_spans), size - 1)[:, None]
+        draws = draws[:, 2:]
+        if self.kind == "static" and self.overlap:
+            room = torch.maximum(size[:, None] - self.length, count + 1)
+            begin = _choose(draws, count, room, frames)
+            return begin, (begin + self.length).clamp(max=frames)
+        live = torch.arange(draws.shape[1], device=size.device) < count
+        length = self._draw_lengths(key, size, live)
+        if not self.overlap:
+            return _spread(size, draws, live, length, self.min_space, frames)
+        room = size[:, None] - length.masked_fill(~live, 2 * frames).amin(1, keepdim=True)
+        begin = _choose(draws, count, torch.maximum(room, count + 1), frames)
         return begin, (begin + length).clamp(max=frames)
 
     def _draw_lengths(
         self, key: Key, size: Int[Tensor, "batch"], live: Bool[Tensor, "batch spans"]
     ) -> Int[Tensor, "batch spans"]:
-        if self.lengths == "static":
+        if self.kind == "static":
             return torch.full_like(live, self.length, dtype=torch.int64)
-        table = _length_table(self.lengths, self.length, self.other, size.device)
-        length = torch.searchsorted(table, key.stream("lengths").bits(live.shape[1]) & 0xFFFFFFFF, right=True)
+        table = _length_table(self.kind, self.length, self.other, size.device)
+        length = torch.searchsorted(table, key.stream("lengths").bits(live.shape[1]) & _BITS_32, right=True)
         none = (length * live).sum(1) == 0
         length[:, 0] = torch.where(none, (size - 1).clamp(0, self.length), length[:, 0])
         return length
 
 
-def _fraction(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """The lowest 24 bits: a uniform number in units of 2**-24."""
-    return bits & 0xFFFFFF
+def _choose(
+    bits: Int[Tensor, "batch spans"], count: Int[Tensor, "batch 1"], room: Int[Tensor, "batch 1"], frames: int
+) -> Int[Tensor, "batch spans"]:
+    """`count` distinct positions, every set of that many among the first `room` equally likely; then `frames`.
 
-
-def _choose(bits: Int[Tensor, "batch frames"], room: Int[Tensor, "batch"], bound: int) -> Int[Tensor, "batch {bound}"]:
-    """Distinct positions in random order, uniform over the first `room` ones; further ones where `room` < `bound`."""
-    outside = torch.arange(bits.shape[1], device=bits.device) >= room[:, None]
-    return bits.masked_fill(outside, _LAST).topk(bound, dim=1, largest=False).indices
+    The first steps of a Fisher-Yates shuffle of range(room), all at once. Step j swaps cell j with a cell r[j] >= j,
+    drawn uniformly, and the first `count` cells are the set. A cell beyond them that was ever written to holds at the
+    end what its last writer put away, which is one of the first positions: that one leaves the set, and the cell's own
+    position enters it. What step j puts away was in turn left in cell j by the last earlier step that wrote there, and
+    so on back: pointers, doubled until all of them point to their ends.
+    """
+    step = torch.arange(bits.shape[1] + 1, device=bits.device)
+    chosen = torch.where(step < count, step, frames)  # one cell more, which takes the writes that mean nothing
+    step = step[:-1]
+    # A step beyond the count swaps nothing, and must not look like a later writer than the steps before it.
+    live = (step < count).to(torch.int64)
+    cell = step + ((((bits >> 24) & _BITS_40) * ((room - step) * live)) >> 40)
+    writer = torch.full((len(bits), frames), -1, device=bits.device)
+    away = writer.scatter_reduce_(1, cell, step * live, "amax")[:, : len(step)]
+    away = torch.where(away < 0, step, away)
+    for _ in range((len(step) - 1).bit_length()):
+        away = away.gather(1, away)
+    leaves = (writer.gather(1, cell) == step) & (cell >= count)
+    return chosen.scatter_(1, torch.where(leaves, away, len(step)), cell)[:, :-1]
 
 
 def _spread(
     size: Int[Tensor, "batch"],
-    bits: Int[Tensor, "batch frames"],
+    bits: Int[Tensor, "batch spans"],
     live: Bool[Tensor, "batch spans"],
     length: Int[Tensor, "batch spans"],
     space: int,
+    frames: int,
 ) -> tuple[Int[Tensor, "batch spans"], Int[Tensor, "batch spans"]]:
     """Spans at least `space` apart, every arrangement equally likely.
 
@@ -184,13 +209,12 @@ def _spread(
     let every span push the later ones back by l - 1 + space. Lengths go to the spans from left to right as drawn;
     those that no longer fit are left out.
     """
-    frames = bits.shape[1]
     length = torch.minimum(length, (size - 1)[:, None])  # so that the first always fits
     push = length.clamp(min=1) - 1 + space
     live = live & ((push + 1).cumsum(1) <= (size + space)[:, None])
     push = push * live
-    cells = size + space - push.sum(1)
-    begin = torch.where(live, _choose(bits, cells, live.shape[1]), frames).sort(1).values
+    cells = (size + space - push.sum(1))[:, None]
+    begin = _choose(bits, live.sum(1, keepdim=True), cells, frames).sort(1).values
     begin = torch.where(live, begin + push.cumsum(1) - push, frames)
     return begin, torch.where(live, begin + length, frames)
 
@@ -205,12 +229,12 @@ def _thin(key: Key, hidden: Bool[Tensor, "batch frames"]) -> Bool[Tensor, "batch
 
 
 @lru_cache
-def _length_table(lengths: SpanLengths, length: int, other: float, device: torch.device) -> Int[Tensor, "longest"]:
+def _length_table(kind: SpanKind, length: int, other: float, device: torch.device) -> Int[Tensor, "longest"]:
     """P(a span is at most k long) for k = 0, 1, ..., in units of 2**-32: one table draws every kind on any device."""
-    if lengths == "uniform":
+    if kind == "uniform":
         low, high = int(other), 2 * length
         below = [max(0, k - low + 1) / (high - low + 1) for k in range(high + 1)]
-    elif lengths == "normal":
+    elif kind == "normal":
         longest = length + math.ceil(7 * other) + 1
         below = [0.0] + [0.5 * math.erfc((length - k - 0.5) / other / math.sqrt(2)) for k in range(1, longest)]
     else:
