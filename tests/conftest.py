@@ -6,6 +6,8 @@ from jaxtyping import config, install_import_hook
 
 CHECKED = [f"unmask.core.{part}" for part in ("losses", "mask", "masking", "method", "nn", "randomness", "targets")]
 CHECKED += [f"unmask.vision.{part}" for part in ("backbones", "encoders", "methods")]
+CHECKED += [f"unmask.speech_audio.{part}" for part in ("encoders", "methods", "checks", "pictures", "convert")]
+CHECKED += [f"unmask.speech_audio.{part}" for part in ("clustering", "features", "diagnostics", "frames")]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -122,7 +122,7 @@ def main() -> None:
         for part in (first, [job for job in args.what if job not in first]):
             pairs = [(job, seed) for job in part for seed in args.seeds]
             with ThreadPoolExecutor(args.jobs) as pool:
-                list(pool.map(lambda pair: launch(*pair, args.runs, args.threads), pairs))
+                list(pool.map(lambda pair: launch(pair[0], pair[1], args.runs, args.threads), pairs))
     if args.out:
         result = about() | {
             "threads": args.threads,

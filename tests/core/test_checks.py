@@ -190,7 +190,7 @@ def test_an_inconsistent_mask_and_an_infinite_loss_fail() -> None:
     class Broken(MAE):
         def draw(self, batch: ImageBatch, clock: Clock, key: Key) -> Plan:
             mask = super().draw(batch, clock, key).mask
-            return Plan(replace(mask, hidden=mask.hidden.roll(1, 1)))
+            return Plan(replace(mask, hidden=mask.hidden.roll(1, 1), drawn_order=mask.order))
 
         def forward(self, batch: ImageBatch, plan: Plan) -> Output:
             output = super().forward(batch, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,55 @@ def test_block_equals_timms(layer_scale: float | None) -> None:
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
     for (name, p), (_, q) in zip(sorted(ours.named_parameters()), sorted(theirs.named_parameters()), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_block_equals_torchs(norm: Any) -> None:
+    ours = Block(24, 3, mlp_ratio=2.0, norm=norm, eps=1e-5)
+    theirs = nn.TransformerEncoderLayer(
+        24, 3, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm == "pre"
+    )
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    names = {"attn.qkv.": "self_attn.in_proj_", "attn.proj.": "self_attn.out_proj.", "mlp.fc1.": "linear1."}
+    names |= {"mlp.fc2.": "linear2.", "norm1.": "norm1.", "norm2.": "norm2."}
+    state = theirs.state_dict()
+    ours.load_state_dict({a + kind: state[b + kind] for a, b in names.items() for kind in ("weight", "bias")})
+    x, padding = torch.randn(2, 7, 24), torch.tensor([[False] * 7, [False] * 4 + [True] * 3])
+    a, b = ours(x, valid=~padding), theirs(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(a[~padding], b[~padding], rtol=1e-4, atol=1e-5)
+    last = ours(x, valid=~padding, last=2)
+    torch.testing.assert_close(last, a[:, -2:])
+    (a[~padding].square().sum()).backward(), (b[~padding].square().sum()).backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        kind = name.rsplit(".", 1)[1]
+        expected = gradients[names[name.removesuffix(kind)] + kind]
+        torch.testing.assert_close(p.grad, expected, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_no_dropout_by_default() -> None:
+    """In train mode: not even torch's generator moves."""
+    block, x, state = Block(16, 2).train(), torch.randn(1, 5, 16), torch.get_rng_state()
+    expected = x + block.attn(block.norm1(x))
+    expected = expected + block.mlp.fc2(nn.functional.gelu(block.mlp.fc1(block.norm2(expected))))
+    assert torch.equal(block(x), expected) and torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["dropout", "attention_dropout", "activation_dropout"])
+def test_dropout_acts_in_training_and_keeps_the_mean(name: str) -> None:
+    block, x = Block(16, 2, **{name: 0.3}), torch.randn(1, 6, 16)  # type: ignore[arg-type]
+    mean = block(x.expand(20_000, -1, -1)).mean(0)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))
+    torch.testing.assert_close(mean, block(x)[0], rtol=0, atol=0.02)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm 'middle' is neither 'pre' nor 'post'"):
+        Block(16, 2, norm="middle")  # type: ignore[arg-type]
 
 
 def test_padding_is_not_attended_to() -> None:

@@ -18,7 +18,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from unmask.core.mask import Mask
+from unmask.core.mask import Mask, Packed
 from unmask.core.method import Clock, Output, map_tensors
 from unmask.core.randomness import Key
 
@@ -122,13 +122,13 @@ def draw_depends_on_key_alone(case: Case) -> None:
 
 def draw_ignores_the_rest_of_the_batch(case: Case) -> None:
     """A sample gets the same plan alone, in the batch, and in the batch turned round."""
-    whole, n = _tensors(case.draw()), len(case.batch.ids)
-    turned = _tensors(case.draw(map_tensors(case.batch, lambda t: t.flip(0))))
+    whole, n = _by_sample(case.draw()), len(case.batch.ids)
+    turned = _by_sample(case.draw(map_tensors(case.batch, lambda t: t.flip(0))))
     for name, tensor in whole.items():
         same = tensor.flip(0) if _per_sample(tensor, n) else tensor
         assert torch.equal(same, turned[name]), f"{name} depends on a sample's place in the batch"
     for i in range(n):
-        alone = _tensors(case.draw(_rows(case.batch, i)))
+        alone = _by_sample(case.draw(_rows(case.batch, i)))
         for name, tensor in whole.items():
             row = tensor[i : i + 1] if _per_sample(tensor, n) else tensor
             assert torch.equal(row, alone[name]), f"{name} of sample {i} differs when it is drawn alone"
@@ -276,16 +276,22 @@ def predict_uses_visible_input(case: Case) -> None:
 
 
 def pictures_are_images(case: Case) -> None:
-    """`picture` gives the input, the masked input and the reconstruction: one shape, finite, nothing hidden shown."""
+    """`picture` gives the input and the masked input, in one shape: finite, nothing hidden shown.
+
+    A reconstruction has that shape too; other pictures have any size. Where the input is images, they keep their shape.
+    """
     plan = case.draw()
     images = case.method.picture(case.batch, plan)
-    missing = {"input", "masked", "reconstruction"} - set(images)
+    missing = {"input", "masked"} - set(images)
     assert not missing, f"picture has no {', '.join(sorted(missing))}"
-    shapes = {tuple(t.shape) for t in _tensors(case.batch).values()}
     for name, image in images.items():
-        assert image.shape == images["input"].shape, f"picture {name!r} has shape {tuple(image.shape)}"
+        shape = tuple(image.shape)
+        assert len(shape) == 4 and len(image) == len(case.batch.ids), f"picture {name!r} has shape {shape}"
+        if name in ("masked", "reconstruction"):
+            assert image.shape == images["input"].shape, f"picture {name!r} has shape {shape}, not the input's"
         assert image.isfinite().all() and not image.requires_grad, f"picture {name!r} is not finite or has a gradient"
-    assert tuple(images["input"].shape) in shapes, "the pictures' shape is not the input's"
+    shapes = {tuple(t.shape) for t in _tensors(case.batch).values() if t.dim() == 4}
+    assert not shapes or tuple(images["input"].shape) in shapes, "the pictures' shape is not the input's"
     other = case.method.picture(case.corrupt(case.batch, plan, 3.0), plan)
     assert torch.equal(images["masked"], other["masked"]), "the masked picture shows what is hidden"
 
@@ -316,7 +322,8 @@ def encode_keeps_spatial_order(case: Case) -> None:
     """Overwriting the input of one token changes the features most at that token: all are seen, and in their places."""
     plan = case.draw(_rows(case.batch, 0))
     count = plan.mask.hidden.shape[1]
-    picked = torch.linspace(0, count - 1, min(count, 16)).round().long().to(plan.mask.hidden.device)
+    real = (plan.mask.hidden | plan.mask.visible)[0].nonzero()[:, 0]  # padding has no input to overwrite
+    picked = real[torch.linspace(0, len(real) - 1, min(len(real), 16)).round().long().to(real.device)]
     batch = map_tensors(case.batch, lambda t: t[:1].expand(len(picked), *t.shape[1:]))
     only = torch.zeros(len(picked), count, dtype=torch.bool, device=picked.device).scatter_(1, picked[:, None], True)
     changed = case.corrupt(batch, replace(plan, mask=Mask.from_hidden(only)), 3.0)
@@ -390,6 +397,15 @@ def _tensors(value: Any) -> dict[str, Tensor]:
 def _equal(a: Any, b: Any) -> bool:
     left, right = _tensors(a), _tensors(b)
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def _by_sample(plan: Any) -> dict[str, Tensor]:
+    """The plan's tensors, every packed set spread out to one row of flags per sample."""
+    values = {f.name: getattr(plan, f.name) for f in fields(plan)}
+    empty = torch.zeros_like(plan.mask.hidden)
+    packed = {name: value.index for name, value in values.items() if isinstance(value, Packed)}
+    values |= {name: empty.flatten().scatter(0, i, True).view_as(empty) for name, i in packed.items()}
+    return {f"{name}: {part}": tensor for name, value in values.items() for part, tensor in _tensors(value).items()}
 
 
 def _per_sample(tensor: Tensor, n: int) -> bool:

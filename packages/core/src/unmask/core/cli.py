@@ -320,7 +320,7 @@ def _trained(run: Path, as_json: bool) -> None:
     print(f"  unmask evaluate {run}")
     print(f"  unmask report {run}")
     print(f"  unmask embed {run} FOLDER --out features.parquet")
-    print(f"  unmask export {run} --to timm --out DIR")
+    print(f"  unmask export {run} --out DIR")
 
 
 def _method_of(run: Path) -> str:
@@ -346,11 +346,12 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Leave fine-tuning out, which takes longer than all the rest.")
+        bool,
+        typer.Option("--quick", help="Leave out what takes longest: fine-tuning (images), acoustic detail (speech)."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge a run's frozen features: k-NN, linear probe and rank, beside raw input and an untrained encoder.
+    """Judge a run's frozen features: probes, k-NN and rank, beside raw input and an untrained encoder.
 
     The table is also written to RUN/evaluation.json.
     """
@@ -376,7 +377,7 @@ def finetune(
     seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a run's encoder further, with a classifier on top, on labelled data."""
+    """Train a run's encoder further, with a classifier on top, on labelled data (images)."""
     part = registry.load_part(_method_of(run), "evaluation")
     options = {} if epochs is None else {"epochs": epochs}
     result = part.finetune(run, data, out or run / "finetune", seed=seed, **options)
@@ -419,10 +420,17 @@ def report(run: Run) -> None:
 def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="The directory to write.")],
-    to: Annotated[str, typer.Option(help="`timm` (the encoder) or `transformers` (the whole model).")] = "timm",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Images: `timm` (the encoder; the default) or `transformers` (the whole model). Speech: "
+            "`transformers` (the default) or `torchaudio`."
+        ),
+    ] = None,
 ) -> None:
     """Write a run's weights in another library's format, with a model card."""
-    print(registry.load_part(_method_of(run), "export").export(run, out, to))
+    part = registry.load_part(_method_of(run), "export")
+    print(part.export(run, out) if to is None else part.export(run, out, to))
 
 
 if __name__ == "__main__":

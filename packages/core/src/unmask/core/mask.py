@@ -8,6 +8,7 @@ outside: a mask counts only the tokens that can be hidden.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -92,15 +93,21 @@ class Mask:
 
     Args:
         hidden: True = hidden.
-        order: a permutation of the tokens per sample: visible first, then hidden, then padding.
+        drawn_order: a permutation of the tokens per sample: visible first, then hidden, then padding; None for spatial
+            order within each kind, which is worked out when `order` is first asked for.
         num_visible: visible tokens per sample where that is the same known number for all, else None (ragged).
         valid: False = padding, which is never hidden and never counted; None when there is none.
     """
 
     hidden: Bool[Tensor, "batch tokens"]
-    order: Int[Tensor, "batch tokens"]
+    drawn_order: Int[Tensor, "batch tokens"] | None
     num_visible: int | None
     valid: Bool[Tensor, "batch tokens"] | None = None
+
+    @cached_property
+    def order(self) -> Int[Tensor, "batch tokens"]:
+        """A permutation of the tokens per sample: visible first, then hidden, then padding."""
+        return _spatial_order(self.hidden, self.valid) if self.drawn_order is None else self.drawn_order
 
     @classmethod
     def from_scores(cls, scores: Float[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"], num_visible: int) -> Mask:
@@ -138,7 +145,7 @@ class Mask:
         """
         if valid is not None:
             hidden = hidden & valid
-        return cls(hidden, _spatial_order(hidden, valid), num_visible, valid)
+        return cls(hidden, None, num_visible, valid)
 
     @classmethod
     def from_visible(cls, visible: Int[Tensor, "batch count"], tokens: int) -> Mask:

@@ -1,9 +1,27 @@
 """Masked prediction for speech and sound.
 
-Importing this package is cheap.
+Importing this package is cheap; `load` brings in torch when it is first asked for::
+
+    import unmask.speech_audio
+
+    encoder = unmask.speech_audio.load("runs/hubert")
+    features = encoder(encoder.preprocess(["hello.wav", "world.flac"])).pooled
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unmask.speech_audio.pretrained import load as load
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from unmask.speech_audio.pretrained import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -29,7 +30,7 @@ from unmask.speech_audio.batches import AudioBatch, Sample, collate
 from unmask.speech_audio.decode import CLIPPED_SHARE, CorruptAudioError, Sound
 from unmask.speech_audio.embedded import EMBEDDED
 from unmask.speech_audio.frames import RECEPTIVE_FIELD, SAMPLE_RATE
-from unmask.speech_audio.labels import LabelSet, Target
+from unmask.speech_audio.labels import PLANNED, LabelSet, Target
 from unmask.speech_audio.readers import SourceError
 from unmask.speech_audio.sources import Problem, Source, open_source
 
@@ -69,7 +70,8 @@ class Settings:
         val_share: share of the training clips set aside where the data have no val split (and again for test where
             they have labels or speakers and no test split). Embedded sets have fixed splits.
         label_sets: folders of label sets; their targets are concatenated.
-        targets: what `resolve` found in the label sets; never written by hand.
+        targets: what `resolve` found in the label sets; never written by hand. Those of a dry run, before any labels
+            are made, are marked as planned, and all their labels are 0.
     """
 
     source: str
@@ -165,15 +167,14 @@ class Clips(Dataset[Sample]):
         else:
             audio = self._read(place, start, start + length)
         sample_id = int(self.ids[place])
-        return Sample(
-            audio,
-            sample_id,
-            start,
-            tuple(labels.get(sample_id) for labels in self._sets),
-            tuple(labels.rate for labels in self._sets),
-            key.stream(_CUT) if self.augment else None,
-            self.settings.batching,
-        )
+        labels = tuple(labels.get(sample_id) for labels in self._sets)
+        rates = tuple(labels.rate for labels in self._sets)
+        planned = [target for target in self.settings.targets or () if target.digest == PLANNED]
+        if planned and not self._sets:
+            rates = tuple(target.rate for target in planned)
+            labels = tuple(np.zeros((int(whole * rate / SAMPLE_RATE) + 1, 1), np.int32) for rate in rates)
+        cut = key.stream(_CUT) if self.augment else None
+        return Sample(audio, sample_id, start, labels, rates, cut, self.settings.batching)
 
     def waveform(self, index: int) -> Float[Tensor, "samples"]:
         """A whole clip at 16 kHz, however long, normalised if the settings say so.

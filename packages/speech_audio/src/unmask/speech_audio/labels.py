@@ -44,6 +44,9 @@ class LabelError(UnmaskError):
     """A label set that is missing, empty, damaged, or does not belong to the data or the model."""
 
 
+PLANNED = "planned"  # the digest of a stream whose labels are not made yet
+
+
 @dataclass(frozen=True)
 class Target:
     """One stream of labels, which is one thing to predict per frame.

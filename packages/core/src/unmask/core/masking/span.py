@@ -185,8 +185,8 @@ def _choose(
     # A step beyond the count swaps nothing, and must not look like a later writer than the steps before it.
     live = (step < count).to(torch.int64)
     cell = step + ((((bits >> 24) & _BITS_40) * ((room - step) * live)) >> 40)
-    writer = torch.full((len(bits), frames), -1, device=bits.device)
-    away = writer.scatter_reduce_(1, cell, step * live, "amax")[:, : len(step)]
+    writer = torch.full((len(bits), frames), -1, dtype=torch.int32, device=bits.device)
+    away = writer.scatter_reduce_(1, cell, (step * live).to(torch.int32), "amax")[:, : len(step)]
     away = torch.where(away < 0, step, away)
     for _ in range((len(step) - 1).bit_length()):
         away = away.gather(1, away)

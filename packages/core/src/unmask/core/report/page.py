@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Probes:
     summary: Verdict
     note: str
     figure: Figure | None = None
+    corner: str = "features"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def render(run: RunFacts, pictures: Pictures) -> str:
         rate=_rate_figure(run),
         settings=_settings(run),
         environment=_environment(run),
-        commands=_commands(run),
+        commands=_commands(run, getattr(part, "COMMANDS", _COMMANDS)),
     )
 
 
@@ -323,17 +324,20 @@ def _environment(run: RunFacts) -> dict[str, str]:
     return flat | {name: str(version) for name, version in versions.items()}
 
 
-def _commands(run: RunFacts) -> list[tuple[str, str]]:
+_COMMANDS = (
+    ("Measure the encoder on labelled data of yours", "unmask evaluate {run} --data LABELLED"),
+    ("Train a classifier from it", "unmask finetune {run} --data LABELLED"),
+    ("One vector per sample, as a parquet file", "unmask embed {run} FOLDER --out features.parquet"),
+    ("Take the encoder to timm", "unmask export {run} --to timm --out encoder/"),
+)
+
+
+def _commands(run: RunFacts, known: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     path = shlex.quote(str(run.path))
     commands = []
     if not run.finished:
         commands.append(("Go on training", f"unmask train --resume {path}"))
-    commands += [
-        ("Measure the encoder on labelled data of yours", f"unmask evaluate {path} --data LABELLED"),
-        ("Train a classifier from it", f"unmask finetune {path} --data LABELLED"),
-        ("One vector per sample, as a parquet file", f"unmask embed {path} FOLDER --out features.parquet"),
-        ("Take the encoder to timm", f"unmask export {path} --to timm --out encoder/"),
-    ]
+    commands += [(what, command.format(run=path)) for what, command in known]
     if run.finished:
         schedule = run.recipe.get("schedule") or {}
         unit = "steps" if schedule.get("steps") else "epochs"

@@ -27,10 +27,7 @@ def validated(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        for e in error.errors():
-            problem = _pydantic_problem(name, e)
-            if problem not in problems and not any(p.startswith(f"{problem};") for p in problems):
-                problems.append(problem)
+        problems += [_pydantic_problem(name, e) for e in error.errors() if e["type"] != "unexpected_keyword_argument"]
     except ValueError as error:
         problems.append(f"{name}: {error}")
     return None
@@ -38,8 +35,6 @@ def validated(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
 
 def _pydantic_problem(name: str, error: Any) -> str:
     where = ".".join([name, *(str(part) for part in error["loc"])])
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{where}: unknown key"
     if error["type"] in ("missing", "missing_argument"):
         return f"{where}: missing"
     if error["type"] == "union_tag_not_found":
@@ -57,10 +52,21 @@ def unknown_keys(name: str, kind: type, value: Mapping[str, Any]) -> list[str]:
     known, hints = [f.name for f in fields(kind)], typing.get_type_hints(kind)
     problems = [f"{name}.{unknown_key(str(key), known)}" for key in value if key not in known]
     for key in known:
-        inner = _dataclass_of(hints[key], value.get(key))
-        if inner is not None:
-            problems += unknown_keys(f"{name}.{key}", inner, value[key])
+        problems += _unknown_inside(f"{name}.{key}", hints[key], value.get(key))
     return problems
+
+
+def _unknown_inside(name: str, hint: Any, value: Any) -> list[str]:
+    """`unknown_keys` of a value whose type is a dataclass, or a tuple or mapping of such."""
+    inner = _dataclass_of(hint, value)
+    if inner is not None:
+        return unknown_keys(name, inner, value)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        return [p for i, item in enumerate(value) for p in _unknown_inside(f"{name}.{i}", arguments[0], item)]
+    if origin is dict and isinstance(value, Mapping):
+        return [p for key, item in value.items() for p in _unknown_inside(f"{name}.{key}", arguments[1], item)]
+    return []
 
 
 def _dataclass_of(hint: Any, value: Any) -> type | None:

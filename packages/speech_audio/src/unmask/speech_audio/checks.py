@@ -1,0 +1,45 @@
+"""`unmask.core.checks` for speech methods: hidden input is the samples that only hidden frames see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from unmask.core import checks
+from unmask.speech_audio.data import AudioBatch
+from unmask.speech_audio.frames import HOP, RECEPTIVE_FIELD
+
+
+def corrupt(batch: AudioBatch, plan: Any, value: float) -> AudioBatch:
+    """The `corrupt` of waveforms: overwrites the samples that a hidden frame sees and no visible frame does.
+
+    Neighbouring frames share 80 samples: of a span of n hidden frames between visible ones, ``320 n - 80`` samples are
+    overwritten.
+    """
+    samples = batch.audio.shape[1]
+    only_hidden = _seen(plan.mask.hidden, samples) & ~_seen(plan.mask.visible, samples)
+    return replace(batch, audio=batch.audio.masked_fill(only_hidden, value))
+
+
+def _seen(frames: Bool[Tensor, "batch frames"], samples: int) -> Bool[Tensor, "batch samples"]:
+    """The samples that at least one of the frames sees."""
+    start = torch.arange(frames.shape[1], device=frames.device) * HOP
+    edges = torch.zeros(len(frames), samples + 1, dtype=torch.int32, device=frames.device)
+    edges[:, start] += frames.int()
+    edges[:, start + RECEPTIVE_FIELD] -= frames.int()
+    return edges.cumsum(1)[:, :samples] > 0
+
+
+def check_method(method: Any, batch: AudioBatch, **options: Any) -> None:
+    """`unmask.core.checks.check_method` with this `corrupt`; options are passed on.
+
+    A method whose waveform encoder normalises over time (``extractor: group_norm``) is exempt from
+    ``hidden_input_gets_no_gradient`` and ``hidden_input_does_not_leak``: GroupNorm's statistics are those of the whole
+    clip, in the released models as here. With a penalty on waveform features it is exempt from the former, because the
+    penalty is taken over all frames.
+    """
+    checks.check_method(method, batch, corrupt, **options)

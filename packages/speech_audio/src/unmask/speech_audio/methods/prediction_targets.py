@@ -1,0 +1,128 @@
+"""Prediction targets: what should masked prediction of speech predict? (arXiv 2409.10788, September 2024).
+
+HuBERT leaves three things open: the features that the first labels are made from, the layer that later labels are made
+from, and how fine the labels are. The paper varies each, scores frozen features, and proposes to predict the clusters
+of several layers at once (layer multi-target, LMT) and residual vector quantised (RVQ) labels. The network, the masks
+and the loss are HuBERT's; only the targets differ.
+
+This is a **reconstruction**: the full paper could not be read, and there is no released code. From it come the two
+proposals and the way of judging them (content, speaker, fine detail, on frozen features). Ours are all numbers: layers,
+clusters, RVQ stages, lengths, and equal weights 1/K for K targets, so that the feature penalty keeps its balance
+(HuBERT's code sums the targets).
+
+``stages.teacher`` trains the models that layer targets come from; ``stages.compare`` names target sets, and a model of
+equal length is trained on each, with the same seed and masks. The last named set's model is the run itself. At the end
+every model is evaluated in the same way, beside the teacher, and the table is printed and written to RUN/study.json.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unmask.core.training.files import write_json
+from unmask.core.training.loop import Launch
+from unmask.core.training.recipe import Recipe
+from unmask.core.training.stages import Stage, run_stages
+from unmask.speech_audio.data import Settings as DataSettings
+from unmask.speech_audio.iterations import (
+    Iteration,
+    check_first,
+    label_stage,
+    model_stage,
+    one_iteration,
+    planned_data,
+)
+from unmask.speech_audio.methods import hubert
+from unmask.speech_audio.methods.hubert import HuBERT, Settings
+from unmask.speech_audio.targets import TargetSettings
+
+__all__ = ["CARD", "Settings", "Stages", "build", "finish", "planned", "prepare"]
+
+CARD = {
+    "title": "Exploring Prediction Targets in Masked Pre-Training for Speech Foundation Models",
+    "paper": "arXiv 2409.10788, 2024",
+    "kind": "pretrain",
+    "evidence": "thin",
+    "reference": "none",
+    "reference_licence": "none",
+}
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The study.
+
+    Args:
+        teacher: iterations before the comparison, as HuBERT's; the last one's model gives the layers.
+        compare: target sets by name. Each is trained for the recipe's length; the last one is the run's own model.
+    """
+
+    teacher: tuple[Iteration, ...]
+    compare: dict[str, tuple[TargetSettings, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.compare:
+            raise ValueError("compare: name at least one set of targets")
+        if self.teacher:
+            check_first(self.teacher[0])
+        elif any(target.kind == "layer" for targets in self.compare.values() for target in targets):
+            raise ValueError("teacher: layer targets need at least one iteration before them")
+
+
+def build(settings: Settings, data: DataSettings) -> HuBERT:
+    """HuBERT whose K targets weigh 1/K each, unless the recipe gives weights."""
+    count = len(data.targets or ())
+    if settings.head.target_weights is None and count:
+        settings = replace(settings, head=replace(settings.head, target_weights=(1.0 / count,) * count))
+    return hubert.build(settings, data)
+
+
+def planned(recipe: Recipe) -> Recipe:
+    """The recipe of the run's own model before any label is made."""
+    return replace(recipe, data=replace(recipe.data, targets=planned_data(_last(recipe.stages)[1].targets)))
+
+
+def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
+    """Train the teacher and every set but the last; give the recipe of the last."""
+    stages: list[Stage] = []
+    before: tuple[str, ...] = ()
+    for number, iteration in enumerate(recipe.stages.teacher, start=1):
+        stages += [label_stage(recipe, folder, number, iteration, launch)]
+        stages += [model_stage(one_iteration(recipe, folder, number, iteration), number, launch)]
+        before = (f"labels-{number}", f"model-{number}")
+    *others, (last, iteration) = _sets(recipe.stages)
+    for name, targets in others:
+        stages += [replace(label_stage(recipe, folder, name, targets, launch), after=before)]
+        trained = one_iteration(recipe, folder, name, targets)
+        stages += [model_stage(trained, name, launch, after=(f"labels-{name}",))]
+    stages += [replace(label_stage(recipe, folder, last, iteration, launch), after=before)]
+    run_stages(folder, stages, fabric=launch.fabric, say=launch.say, keep_done=launch.extend)
+    return replace(one_iteration(recipe, folder, last, iteration), stages=recipe.stages)
+
+
+def finish(recipe: Recipe, run: Path, launch: Launch) -> None:
+    """Evaluate every model of the study, print the table and write RUN/study.json."""
+    from unmask.speech_audio.evaluation import evaluate, study_table
+
+    if not launch.fabric.is_global_zero:
+        return
+    models = {name: run / "stages" / f"model-{name}" for name in recipe.stages.compare}
+    models[_last(recipe.stages)[0]] = run
+    results: dict[str, Any] = {}
+    for name, folder in models.items():
+        done = folder / "evaluation.json"
+        launch.say(f"evaluating {name}")
+        results[name] = json.loads(done.read_text()) if done.is_file() else evaluate(folder)
+    write_json(run / "study.json", results)
+    print(study_table(results))
+
+
+def _sets(stages: Stages) -> list[tuple[str, Iteration]]:
+    return [(name, Iteration(targets)) for name, targets in stages.compare.items()]
+
+
+def _last(stages: Stages) -> tuple[str, Iteration]:
+    return _sets(stages)[-1]
