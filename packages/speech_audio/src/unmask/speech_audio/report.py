@@ -36,7 +36,7 @@ _NOTE = (
     "one colour per label: what was asked, and what the model answers where it saw nothing ({right:.0%} of these "
     "frames are right; answering the commonest label everywhere would be right at {floor:.0%})."
 )
-_OVER_TIME = " The last rows are the labels of every iteration for the same clip: longer runs of one colour are units."
+_OVER_TIME = " The last rows are the labels of earlier iterations for the same clip."
 
 
 def draw_pictures(run: RunFacts) -> Pictures:
@@ -111,7 +111,8 @@ def _draw_clip(
     from matplotlib.figure import Figure
 
     rows = {"asked": panels["labels"][0], "answered": np.where(hidden, panels["predicted"][0], -1)}
-    rows |= {name: strip for name, strip in strips.items() if strip is not None and len(strips) > 1}
+    *earlier, _ = strips.items() or [("", None)]  # the last labels are those that are asked for
+    rows |= {name: strip for name, strip in earlier if strip is not None}
     figure = Figure(figsize=(11, 2.2 + 0.32 * len(rows)), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1 + len(rows), 1, sharex=True, height_ratios=[6] + [1] * len(rows))
@@ -196,7 +197,7 @@ def sections(run: RunFacts) -> list[Section]:
         return []
     known = list(dict.fromkeys(what for _, stream in streams for what in stream["information"]))
     columns = ["labels", "clusters", "empty", "perplexity", "mean run"]
-    columns += [f"knows {what}" for what in known] + ["knows pitch", "explained variance"]
+    columns += [f"knows {what}" for what in known] + ["F0 by label", "explained variance"]
     best = {what: max((s["information"].get(what) or 0.0 for _, s in streams), default=0.0) for what in known}
     rows: Rows = []
     for name, stream in streams:
@@ -217,7 +218,7 @@ def sections(run: RunFacts) -> list[Section]:
 _LABELS_NOTE = (
     "Before a model is trained, its labels are looked at, on the training clips. “Knows” is the share of the "
     "uncertainty about a clip's class that a frame's label removes (mutual information over entropy, 0 to 1; it grows "
-    "with the number of clusters); for speakers it is taken over whole clips. “Knows pitch” is the share of "
+    "with the number of clusters); for speakers it is taken over whole clips. “F0 by label” is the share of "
     "the variance of log-F0 that lies between labels. Empty clusters and a perplexity far below the number of clusters "
     "mean a codebook that is not used; a mean run of one frame (10 or 20 ms) means labels that flicker."
 )
