@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OTHER_DOMAINS = {"open3d", "spconv", "spconv-cu120", "decord", "torchaudio", "soundfile", "torchcodec"}
-VISION_ONLY = {"timm", "transformers", "torchvision", "datasets", "tifffile", "unmask-vision"}
+COMING = {"open3d", "spconv", "spconv-cu120", "decord", "torchcodec"}
+SPEECH_ONLY = {"torchaudio", "soundfile", "unmask-speech-audio"}
+VISION_ONLY = {"timm", "torchvision", "datasets", "tifffile", "unmask-vision"}
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def uv() -> Path:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a wheel of every package, built from a copy so that the tree stays clean."""
     folder = tmp_path_factory.mktemp("wheels")
-    for package in ("core", "vision"):
+    for package in ("core", "speech_audio", "vision"):
         source = shutil.copytree(ROOT / "packages" / package, folder / "source" / package)
         project = (source / "pyproject.toml").read_text(encoding="utf-8")
         # The link to the neighbouring source is a convenience of the workspace; a wheel does not have it.
@@ -73,7 +74,7 @@ def test_core_alone(wheels: Path, tmp_path: Path) -> None:
     python = install(wheels, "unmask-core", tmp_path / "env")
     names = installed(python, tmp_path)
     assert "unmask-core" in names
-    assert not names & (OTHER_DOMAINS | VISION_ONLY)
+    assert not names & (COMING | SPEECH_ONLY | VISION_ONLY | {"transformers"})
     code = (
         "import torch, unmask.core.training.loop, unmask.core.report\n"
         "from unmask.core.masking import RandomMasking\n"
@@ -88,7 +89,7 @@ def test_vision_alone_trains(wheels: Path, tmp_path: Path) -> None:
     python = install(wheels, "unmask-vision", tmp_path / "env")
     names = installed(python, tmp_path)
     assert {"unmask-core", "unmask-vision", "timm", "transformers"} <= names
-    assert not names & OTHER_DOMAINS
+    assert not names & (COMING | SPEECH_ONLY)
 
     program = tmp_path / "env" / "bin" / "unmask-vision"
     run(program, "train", "mae", "--data", "digits", "--steps", "10", "--out", tmp_path / "run", cwd=tmp_path)
@@ -98,3 +99,26 @@ def test_vision_alone_trains(wheels: Path, tmp_path: Path) -> None:
 
     code = "import unmask.vision; print(type(unmask.vision.load('run')).__name__)"
     assert run(python, "-c", code, cwd=tmp_path).strip() == "VisionTransformer"
+
+
+def test_speech_alone_trains(wheels: Path, tmp_path: Path) -> None:
+    """Both iterations of HuBERT on a folder of recordings."""
+    python = install(wheels, "unmask-speech-audio", tmp_path / "env")
+    names = installed(python, tmp_path)
+    assert {"unmask-core", "unmask-speech-audio", "torchaudio", "transformers"} <= names
+    assert not names & (COMING | VISION_ONLY)
+
+    code = (
+        "import numpy, soundfile\n"
+        "rng = numpy.random.default_rng(0)\n"
+        "for i in range(40):\n"
+        "    soundfile.write(f'clips/{i:02d}.wav', 0.1 * rng.standard_normal(16000), 16000)"
+    )
+    (tmp_path / "clips").mkdir()
+    run(python, "-c", code, cwd=tmp_path)
+    program = tmp_path / "env" / "bin" / "unmask-speech-audio"
+    command = [program, "train", "hubert", "--recipe", "tiny", "--data", "clips", "--steps", "10", "--out", "run"]
+    run(*command, "--set", "training.batch_size=8", cwd=tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    code = "import unmask.speech_audio; print(unmask.speech_audio.load('run').dim)"
+    assert run(python, "-c", code, cwd=tmp_path).strip() == "128"

@@ -78,6 +78,7 @@ def encode_clips(
     detail: Detail | None = None,
     seed: int = 0,
     workers: int = 0,
+    baselines: bool = True,
     advance: Advance | None = None,
 ) -> dict[str, ClipFeatures]:
     """Every layer of every encoder, and the baselines ``mfcc`` and ``logmel``, in one pass over the audio.
@@ -92,6 +93,7 @@ def encode_clips(
         detail: also collect frames for this probe, of the encoders.
         seed: of the choice of those frames.
         workers: data loading processes.
+        baselines: compute them, too.
         advance: told after each batch how many clips are done.
     """
     chunks = [index[torch.tensor(chunk)].tolist() for chunk in length_sorted(clips.lengths[index])]
@@ -105,8 +107,8 @@ def encode_clips(
         keep = torch.ones(len(chunk), dtype=torch.bool) if wrong is None else ~wrong
         places.append(torch.tensor(chunk)[keep])
         ids.append(batch.ids[keep])
-        spectra = _baselines(batch)
-        for name in ("mfcc", "logmel"):
+        spectra = _baselines(batch) if baselines or detail is not None else {}
+        for name in spectra if baselines else ():
             rows = torch.stack([torch.cat([x.mean(0), x.std(0, correction=0)]) for x in spectra[name]])
             pooled.setdefault(name, []).append(rows[keep])
         moved = to_device(batch, device)
@@ -125,7 +127,7 @@ def encode_clips(
     kept, kept_ids = torch.cat(places)[order], torch.cat(ids)[order]
     return {
         name: ClipFeatures(torch.cat(rows)[order], kept, kept_ids, _layers(encoders.get(name)), moments.get(name))
-        for name, rows in ((name, pooled[name]) for name in (*encoders, "mfcc", "logmel"))
+        for name, rows in pooled.items()
     }
 
 

@@ -73,7 +73,13 @@ class _Tasks:
 
 
 def evaluate(
-    run_dir: str | Path, *, data: str | None = None, device: str = "auto", quick: bool = False, seed: int = 0
+    run_dir: str | Path,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    quick: bool = False,
+    references: bool = True,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a run's encoder beside the same encoder at random initialisation, MFCC and log-mel energies.
 
@@ -90,6 +96,7 @@ def evaluate(
         data: a folder or embedded set; the run's own data when not given.
         device: ``auto``, ``cpu`` or ``cuda``.
         quick: leave acoustic detail and probes within speakers out.
+        references: measure them, too; without them only ``trained`` is, for a comparison that has them already.
         seed: of the choice of clips and frames where there are many, and of the reference's random weights.
 
     Returns:
@@ -104,9 +111,11 @@ def evaluate(
     settings = audio_settings(run, data)
     parts, held_out = _parts(settings, seed)
     method: Any = run.method
-    encoders = {"trained": method.encoder, "random": _random_encoder(run, seed).to(place)}
+    encoders: dict[str, nn.Module] = {"trained": method.encoder}
+    if references:
+        encoders["random"] = _random_encoder(run, seed).to(place)
     protocol = None if quick else Detail()
-    features = _encode(encoders, parts, protocol, place, seed, run.recipe.training.workers)
+    features = _encode(encoders, parts, references, protocol, place, seed, run.recipe.training.workers)
     tasks = _tasks(parts, features["trained"], seed, within=not quick)
     result: dict[str, Any] = {
         "run": str(run_dir),
@@ -115,7 +124,7 @@ def evaluate(
         "data": settings.source,
         "seed": seed,
         "quick": quick,
-        "names": ROWS,
+        "names": {name: text for name, text in ROWS.items() if name in features},
         "val_loss": _val_loss(Path(run_dir)),
         "labelled": bool(tasks.plain),
         "splits": {name: len(found.ids) for name, found in features["trained"].items()},
@@ -184,20 +193,21 @@ def _measured(clips: Clips, seed: int) -> Int[Tensor, "n"]:
 def _encode(
     encoders: Mapping[str, nn.Module],
     parts: Mapping[str, _Part],
+    references: bool,
     protocol: Detail | None,
     device: torch.device,
     seed: int,
     workers: int,
 ) -> Features:
-    features: Features = {name: {} for name in ROWS}
+    features: Features = {name: {} for name in ROWS if references or name in encoders}
     for split, part in parts.items():
         with progress_bar(f"encoding, {split}", len(part.index)) as advance:
             found = encode_clips(
                 encoders, part.clips, part.index, device=device, detail=protocol, seed=seed, workers=workers,
-                advance=advance,
+                baselines=references, advance=advance,
             )  # fmt: skip
-        for name in ROWS:
-            features[name][split] = found[name]
+        for name, splits in features.items():
+            splits[split] = found[name]
     return features
 
 
@@ -236,9 +246,8 @@ def _tasks(parts: Mapping[str, _Part], features: Mapping[str, ClipFeatures], see
 
 def _rows(features: Features, tasks: _Tasks, protocol: Detail | None) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    with progress_bar("probing", len(ROWS) * (len(tasks.plain) + len(tasks.within))) as advance:
-        for name in ROWS:
-            found = features[name]
+    with progress_bar("probing", len(features) * (len(tasks.plain) + len(tasks.within))) as advance:
+        for name, found in features.items():
             layers = found["train"].layers
             x = torch.cat([found[s].x for s in SPLITS])
             ids = torch.cat([found[s].ids for s in SPLITS])
