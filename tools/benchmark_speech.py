@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,28 +77,80 @@ def launch(job: str, seed: int, runs: Path, threads: int) -> None:
     print(f"{job} {seed}: {'failed' if code else 'done'}", flush=True)
 
 
-def collect(runs: Path, jobs: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Every number of every model, as its spread over seeds."""
+def collect(runs: Path, jobs: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+    """A row for every model, reference and label set: the spread of its numbers over seeds."""
     numbers: dict[str, dict[str, list[float]]] = {}
     for job in jobs:
         for seed in seeds:
             path = runs / f"{job}-{seed}" / "results.json"
-            if not path.is_file():
-                continue
-            for name, result in json.loads(path.read_text()).items():
-                model = f"study: {name}" if job == "study" else name
-                kept = result.get("rows", result) if isinstance(result, dict) else {"seconds": result}
-                own = numbers.setdefault(f"{job}: seconds" if name == "seconds" else model, {})
-                for key, value in flatten("", _listed(kept)).items():
-                    own.setdefault(key.lstrip("."), []).append(value)
-    return {name: {key: spread(values) for key, values in own.items()} for name, own in numbers.items()}
+            found = json.loads(path.read_text()) if path.is_file() else {}
+            for name, result in found.items():
+                for variant, values in _variants(job, name, result):
+                    own = numbers.setdefault(variant, {})
+                    for key, value in flatten("", values).items():
+                        own.setdefault(key.lstrip("."), []).append(value)
+    return [{"variant": name} | {key: spread(values) for key, values in own.items()} for name, own in numbers.items()]
 
 
-def _listed(value: Any) -> Any:
-    """Lists as mappings by position, so that `flatten` sees into them."""
-    if isinstance(value, dict):
-        return {key: _listed(inner) for key, inner in value.items() if key not in ("weights", "layer_weights")}
-    return {str(i): _listed(inner) for i, inner in enumerate(value)} if isinstance(value, list) else value
+def _variants(job: str, name: str, result: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The models, references and label sets of one result, each with its numbers."""
+    method = "prediction_targets" if job == "study" else "hubert"
+    if name == "seconds":
+        yield f"{method}-{job}-seconds", {"seconds": result}
+    elif name.startswith("labels"):
+        yield f"{method}-{name}", {k: v for k, v in result["streams"][0].items() if k not in ("name", "classes")}
+    else:
+        for row, values in result["rows"].items():
+            model = f"{method}-{name.replace(' ', '-')}" if row == "trained" else f"reference-{row}"
+            if row == "trained" or job == "hubert":
+                yield model, _kept(values) | ({"val_loss": result["val_loss"]} if row == "trained" else {})
+
+
+def _kept(values: dict[str, Any]) -> dict[str, Any]:
+    """Scores on the test split, without what was chosen on the way."""
+    probes = {
+        f"{label} {key}": value["mean"] if isinstance(value, dict) else value
+        for label, found in values["probes"].items()
+        for key, value in found.items()
+        if key in ("weighted", "linear", "knn", "within_speaker")
+    }
+    detail = {f"detail {key}": values["detail"][key] for key in ("last", "best") if "detail" in values}
+    return probes | detail | {"rankme": values["rankme"]}
+
+
+COLUMNS = {
+    "tone within_speaker": "tone*", "initial within_speaker": "initial*", "tone weighted": "tone",
+    "initial weighted": "initial", "speaker weighted": "speaker", "language weighted": "language",
+    "language knn": "language, k-NN", "detail best": "detail", "rankme": "RankMe", "val_loss": "val. loss",
+}  # fmt: skip
+LABEL_COLUMNS = {
+    "information.initial": "initial", "information.tone": "tone", "information.speaker": "speaker",
+    "information.language": "language", "f0_predictability": "F0", "explained_variance": "explained",
+    "perplexity": "perplexity", "run_seconds": "mean run (s)",
+}  # fmt: skip
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Two Markdown tables: models and references, then label sets."""
+    models = [row for row in rows if "rankme" in row]
+    labels = [row for row in rows if "perplexity" in row]
+    return _table(models, COLUMNS) + "\n\n" + _table(labels, LABEL_COLUMNS)
+
+
+def _table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
+    lines = [["", *columns.values()], ["---"] * (len(columns) + 1)]
+    lines += [[row["variant"], *(_cell(row.get(key), key) for key in columns)] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(found: dict[str, Any] | None, key: str) -> str:
+    if found is None:
+        return "–"
+    percent = key.endswith(("weighted", "within_speaker", "knn"))
+    scale, digits = 100 if percent else 1, 1 if percent or key in ("rankme", "perplexity") else 3
+    around = "" if found["std"] is None else f" ± {scale * found['std']:.{digits}f}"
+    few = "" if found["n"] >= 3 else f" (n={found['n']})"
+    return f"{scale * found['mean']:.{digits}f}{around}{few}"
 
 
 def main() -> None:
@@ -128,10 +181,11 @@ def main() -> None:
             "threads": args.threads,
             "protocol": "benchmarks/speech_audio/PROTOCOL.md",
             "data": DATA,
-            "models": collect(args.runs, known, args.seeds),
+            "rows": collect(args.runs, known, args.seeds),
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(tables(result["rows"]))
 
 
 if __name__ == "__main__":

@@ -80,10 +80,14 @@ def results(card: Card) -> Iterator[str]:
         rows = content.get("rows", []) if isinstance(content, dict) else []
         mine = [row for row in rows if str(row.get("variant", "")).split("-")[0] == card.path.stem]
         if mine:
-            head = ["", *(f"{row['variant']}, {row.get('steps', '?')} steps" for row in mine)]
-            names = dict.fromkeys(name for row in mine for name in row if name not in ("variant", "steps"))
+            head = ["", *(_titled(row) for row in mine)]
+            names = dict.fromkeys(name for row in mine for name in row if name not in ("variant", "images"))
             lines = [[name, *(shown(row.get(name)) for row in mine)] for name in names]
             yield f"## Results: `{path.relative_to(ROOT)}`\n\n{context(content)}{table(head, lines)}"
+
+
+def _titled(row: dict[str, Any]) -> str:
+    return f"{row['variant']}, {row['images']:,} images" if "images" in row else str(row["variant"])
 
 
 def context(content: dict[str, Any]) -> str:
