@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from processes import in_ranks
 from torch import nn
 from toy import ToyMethod, run_toy, toy_recipe
 
 from unmask.core.errors import UnmaskError
 from unmask.core.training import checkpoint, files
 from unmask.core.training.groups import make_optimizer
+from unmask.core.training.launch import make_fabric
 from unmask.core.training.recipe import Optimizer
 from unmask.core.training.stages import Stage, run_stages
 
@@ -156,3 +160,17 @@ def test_a_stage_depends_only_on_the_stages_it_names(tmp_path: Path) -> None:
     run_stages(tmp_path, stages(3), keep_done=True, say=told.append)
     assert ran == ["a", "b", "c", "a", "c"], "what is done is taken as it is"
     assert told == [f"stage {i} of 3, {name}: done before" for i, name in enumerate("abc", 1)]
+    run_stages(tmp_path, stages(3))
+    run_stages(tmp_path, stages(2))
+    assert ran == ["a", "b", "c", "a", "c"], "and stays done, for what it was made from and what it was kept for"
+
+
+def run_slow_stage(out: Path) -> None:
+    fabric = make_fabric(toy_recipe(), out, devices=2, accelerator="cpu")
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1))  # Fabric's half hour, in small
+    run_stages(out, [Stage("labels", lambda folder: time.sleep(2.5))], fabric=fabric)
+
+
+def test_processes_wait_for_the_first_one_as_long_as_it_takes(tmp_path: Path) -> None:
+    assert in_ranks(2, run_slow_stage, tmp_path) == [0, 0]
+    assert (tmp_path / "labels").is_dir()

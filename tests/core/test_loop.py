@@ -143,6 +143,20 @@ def test_validation_batches_cover_the_split_over_ranks() -> None:
     assert sorted(i for part in parts for batch in part for i, visit in batch if visit == 0) == list(range(10))
 
 
+def validate_on_ranks(out: Path, world: int) -> None:
+    torch.set_num_threads(1)
+    recipe = toy_recipe(steps=3, threads=1)
+    run_toy(out, recipe, fabric=make_fabric(recipe, out, devices=world, accelerator="cpu"), val=ToySet(1, 900))
+
+
+def test_a_rank_may_have_nothing_to_validate(tmp_path: Path) -> None:
+    for world in (1, 2):
+        assert in_ranks(world, validate_on_ranks, tmp_path / str(world), world) == [0] * world
+    one, two = ([line["val_loss"] for line in lines(tmp_path / w) if "val_loss" in line] for w in "12")
+    assert one == pytest.approx(two, rel=0.05)  # they differ by the ranks' dropout in training
+    assert len(one) == 1
+
+
 def test_validation_does_not_depend_on_the_micro_batch_and_leaves_no_trace(tmp_path: Path) -> None:
     """Its masks are the same each time, its numbers exact sums, and training goes on as if it had not been."""
     runs = {

@@ -17,8 +17,10 @@ from speech import LARGE, fabricate, target, write_wav
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
+from unmask.core.training import checkpoint
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.launch import build
+from unmask.core.training.recipe import make_recipe, to_yaml
 from unmask.speech_audio.data import open_split
 from unmask.speech_audio.export import export
 from unmask.speech_audio.pretrained import HEADS, HEADS_FILE, load, load_initial_weights
@@ -275,6 +277,16 @@ def test_other_refusals(runs: Any, exported: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_without_a_speech_encoder_is_refused(tmp_path: Path) -> None:
+    model = {"encoder": {"patch_size": 14, "dim": 48, "depth": 1, "heads": 3}, "decoder": {"dim": 32, "depth": 1}}
+    data = {"source": "digits", "image_size": 28, "channels": 1, "mean": [0.4], "std": [0.3]}
+    recipe = make_recipe({"method": "vision/mae", "model": model, "data": data})
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    checkpoint.write(tmp_path / "model.safetensors", build(recipe).state_dict(), {"step": 1, "method": recipe.method})
+    with pytest.raises(UnmaskError, match="a run of vision/mae has no speech encoder"):
+        load(tmp_path)
+
+
 # ---- use -----------------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +324,8 @@ def test_recordings_that_cannot_be_prepared(runs: Any, tmp_path: Path) -> None:
         encoder.preprocess(torch.zeros(399))
     with pytest.raises(UnmaskError, match="int16; expected floating point"):
         encoder.preprocess(torch.zeros(800, dtype=torch.int16))
+    with pytest.raises(UnmaskError, match="recording 0: has NaN or infinite samples"):
+        encoder.preprocess(torch.full((800,), torch.nan))
     with pytest.raises(UnmaskError, match="no recordings"):
         encoder.preprocess([])
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from iterations import KMEANS, raw_recipe, train_hubert, write_clips
+from lightning_fabric.loggers.logger import Logger
 from processes import in_process
 
 from unmask.core.training.checkpoint import load_run, read
@@ -80,7 +82,12 @@ def test_mistakes_in_stages_are_told_before_anything_runs(data: Path) -> None:
             make_recipe(raw_recipe(data, stages=stages))
         return str(error.value)
 
-    assert "first iteration has no earlier model" in problems({"iterations": [{"targets": [layer]}]})
+    assert "iterations.0: the first iteration has no earlier model" in problems({"iterations": [{"targets": [layer]}]})
+    mfcc = {"kind": "mfcc", "clusters": 4}
+    deep = {"iterations": [{"targets": [mfcc]}, {"targets": [layer | {"layers": [2, 9]}]}]}
+    assert "stages: iterations.1: there are no layers [9]; model.encoder.depth is 2" in problems(deep)
+    short = {"iterations": [{"targets": [mfcc]}, {"targets": [layer], "length": 0.5}]}
+    assert "iterations.1.length: the last iteration is as long as the schedule says" in problems(short)
     assert "at least one" in problems({"iterations": []})
     assert "iterations.0.targets.0.clusterz: unknown key; did you mean clusters?" in problems(
         {"iterations": [{"targets": [{"kind": "mfcc", "clusterz": 5}]}]}
@@ -89,6 +96,72 @@ def test_mistakes_in_stages_are_told_before_anything_runs(data: Path) -> None:
     vision = read_yaml(_recipe_file("vision/mae")) | {"stages": {"iterations": []}}
     with pytest.raises(RecipeError, match="trained in one stage"):
         make_recipe(vision)
+
+
+def test_mistakes_in_a_study_are_told_before_anything_runs(data: Path) -> None:
+    mfcc, layer = {"kind": "mfcc", "clusters": 4}, {"kind": "layer", "layers": [3], "clusters": 4}
+
+    def problems(teacher: list[object], compare: dict[str, object]) -> str:
+        stages = {"teacher": [{"targets": targets} for targets in teacher], "compare": compare}
+        with pytest.raises(RecipeError) as error:
+            make_recipe(raw_recipe(data, "speech_audio/prediction_targets", stages=stages))
+        return str(error.value)
+
+    assert "teacher.0: the first iteration has no earlier model" in problems([[layer]], {"mfcc": [mfcc]})
+    assert "compare.deep: there are no layers [3]" in problems([[mfcc]], {"deep": [layer]})
+    for name in ("1", "a/b", ""):  # a number would be taken for the teacher
+        assert f"compare: {name!r} cannot be a name" in problems([[mfcc]], {name: [mfcc]})
+
+
+def made(run: Path) -> dict[str, int]:
+    # When the stages' results were written: doing a stage again gives newer ones.
+    results = [path for name in ("labels.npy", "*.safetensors") for path in (run / "stages").rglob(name)]
+    return {str(path): path.stat().st_mtime_ns for path in results}
+
+
+@pytest.mark.parametrize("changes", [{"training.workers": 1}, {"training.keep_checkpoints": 1}])
+def test_what_may_change_on_a_resume_does_no_stage_again(
+    changes: dict[str, int], undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    before = made(run)
+    train(make_recipe(read_yaml(run / "recipe.yaml"), changes), run, resume=True, progress=False)
+    assert made(run) == before
+
+
+def test_a_run_made_longer_is_resumed_like_any_other(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    before = made(run)
+    longer = make_recipe(read_yaml(run / "recipe.yaml"), {"schedule.steps": 8})
+    train(longer, run, resume=True, extend=True, progress=False)
+    train(make_recipe(read_yaml(run / "recipe.yaml")), run, resume=True, progress=False)
+    assert made(run) == before
+    assert load_run(run).step == 8
+
+
+class Steps(Logger):
+    name, version = "steps", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        self.steps.append(step)
+
+    def log_hyperparams(self, *_: object) -> None:
+        pass
+
+
+def test_only_the_run_itself_is_logged_elsewhere(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = Steps()
+    monkeypatch.setattr("unmask.core.training.launch.make_logger", lambda *_: logger)
+    train(make_recipe(raw_recipe(data)), tmp_path / "run", progress=False, loggers=["steps"])
+    assert sorted(set(logger.steps)) == list(range(1, 7))
+    assert logger.steps == sorted(logger.steps), "W&B drops steps that fall back"
 
 
 def _recipe_file(method: str) -> Path:
@@ -105,6 +178,11 @@ def test_shipped_recipes_are_whole(method: str) -> None:
         recipe = load_recipe(method, name)
         assert recipe.method == method
         assert bool(recipe.data.label_sets) == (name == "paper_large"), "its labels come from another run"
+
+
+def test_the_paper_clusters_features_as_they_are() -> None:
+    iterations = load_recipe("speech_audio/hubert", "paper").stages.iterations
+    assert [target.standardised for iteration in iterations for target in iteration.targets] == [False, False]
 
 
 def test_the_study_trains_every_set_alike_and_prints_one_table(
@@ -129,3 +207,10 @@ def test_the_study_trains_every_set_alike_and_prints_one_table(
     assert load_run(out / "stages" / "model-mfcc").method.target_weights == (1.0,)
     names = [target.name for target in load_run(out / "stages" / "model-rvq").recipe.data.targets]
     assert names == ["layer 2 stage 1", "layer 2 stage 2"]
+
+
+def test_a_dry_run_names_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_clips(tmp_path / "clips", 12)
+    (data / "broken.wav").write_bytes(b"RIFF and nothing after it")
+    dry_run(make_recipe(raw_recipe(data)))
+    assert "samples that are left out (1): broken.wav: " in capsys.readouterr().err

@@ -9,7 +9,9 @@ A trained method is an ``nn.Module`` with
   `check_method` holds it against leaks;
 * ``picture(batch, plan) -> dict``: named images for the report.
 
-Optional: ``after_step(clock)`` (teachers), ``no_weight_decay() -> set`` of parameter names.
+Optional: ``after_step(clock)`` (teachers), ``no_weight_decay() -> set`` of parameter names, and, for methods with
+several loss terms, ``counts(batch, plan) -> dict``: each term's count by name, in the terms' order, from batch and plan
+alone. It saves the forward passes that find them when gradients are accumulated.
 There is no base class: whatever has these functions works in our loop, and a method works in anybody's loop.
 """
 

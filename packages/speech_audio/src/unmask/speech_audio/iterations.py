@@ -21,7 +21,7 @@ from pydantic import Field
 from unmask.core.errors import UnmaskError
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.loop import Launch
-from unmask.core.training.recipe import Recipe, as_dict
+from unmask.core.training.recipe import FILLED_BY_STAGES, FREE_TO_CHANGE, Recipe, as_dict, flatten
 from unmask.core.training.stages import Stage, run_stages
 from unmask.speech_audio.data import Clips, open_split
 from unmask.speech_audio.features import RATE as LABEL_RATE
@@ -38,7 +38,7 @@ class Iteration:
 
     Args:
         targets: what to cluster; several are predicted at once. ``layer`` needs an iteration before.
-        length: the run's length as a share of the recipe's schedule, in (0, 1].
+        length: its share of the recipe's schedule, in (0, 1]; of the last iteration 1, as that model is the run.
     """
 
     targets: tuple[TargetSettings, ...]
@@ -54,17 +54,35 @@ class Stages:
     def __post_init__(self) -> None:
         if not self.iterations:
             raise ValueError("iterations: give at least one, for example [{targets: [{kind: mfcc, clusters: 100}]}]")
-        check_first(self.iterations[0])
+        check_first("iterations.0", self.iterations[0])
+        if self.iterations[-1].length != 1:
+            raise ValueError(
+                f"iterations.{len(self.iterations) - 1}.length: the last iteration is as long as the schedule says; "
+                "set schedule.steps or schedule.epochs to its length, and give the earlier ones their share of it"
+            )
 
 
-def check_first(iteration: Iteration) -> None:
+def check_first(name: str, iteration: Iteration) -> None:
     """Raise ValueError where a first iteration asks for features of a model that is not there yet."""
     if any(target.kind == "layer" for target in iteration.targets):
-        raise ValueError("iterations.0: the first iteration has no earlier model; use mfcc, log_mel or prosody targets")
+        raise ValueError(f"{name}: the first iteration has no earlier model; use mfcc, log_mel or prosody targets")
+
+
+def check_layers(name: str, targets: Sequence[TargetSettings], depth: int) -> None:
+    """Raise ValueError where targets ask for layers that the models do not have: now, not after hours of training."""
+    beyond = [layer for target in targets for layer in target.layers if layer > depth]
+    if beyond:
+        raise ValueError(f"{name}: there are no layers {beyond}; model.encoder.depth is {depth}")
 
 
 def planned(recipe: Recipe) -> Recipe:
-    """The recipe of the last iteration before any label is made: its classes and rates follow from the settings."""
+    """The recipe of the last iteration before any label is made: its classes and rates follow from the settings.
+
+    Raises:
+        ValueError: targets of layers that the model does not have.
+    """
+    for i, iteration in enumerate(recipe.stages.iterations):
+        check_layers(f"iterations.{i}", iteration.targets, recipe.model.encoder.depth)
     return replace(recipe, data=replace(recipe.data, targets=planned_data(recipe.stages.iterations[-1].targets)))
 
 
@@ -138,8 +156,8 @@ def _digest(path: Path) -> str:
 
 def model_stage(recipe: Recipe, number: int | str, launch: Launch, after: tuple[str, ...] | None = None) -> Stage:
     """The stage that trains one iteration's model, in a run directory of its own."""
-    settings = as_dict(recipe)
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in _FREE}
+    free = FREE_TO_CHANGE | FILLED_BY_STAGES
+    settings = {key: value for key, value in flatten(as_dict(recipe)).items() if key not in free}
     return Stage(
         f"model-{number}",
         lambda out: launch.train(recipe, out),

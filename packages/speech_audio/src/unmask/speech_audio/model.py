@@ -44,7 +44,8 @@ class PretrainedEncoder(nn.Module):
                 16 kHz in about [-1, 1].
 
         Raises:
-            UnmaskError: a file that cannot be read, a waveform that is not 1-d, or one shorter than a frame (25 ms).
+            UnmaskError: a file that cannot be read, or a waveform that is not 1-d, not finite, or shorter than a frame
+                (25 ms).
         """
         many = [recordings] if isinstance(recordings, str | Path | Tensor | np.ndarray) else list(recordings)
         if not many:
@@ -69,6 +70,8 @@ class PretrainedEncoder(nn.Module):
                 f"{name}: a waveform of shape {tuple(wave.shape)}; expected one channel of at least {RECEPTIVE_FIELD} "
                 "samples (25 ms) at 16 kHz"
             )
+        if not wave.isfinite().all():
+            raise UnmaskError(f"{name}: has NaN or infinite samples")
         return F.layer_norm(wave, wave.shape) if self.normalise else wave
 
     def forward(self, batch: AudioBatch) -> Features:

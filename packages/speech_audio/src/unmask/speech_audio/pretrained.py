@@ -132,6 +132,8 @@ def _of_run(place: Path) -> Weights:
 
     run = load_run(place)
     method: Any = run.method
+    if not isinstance(getattr(method, "encoder", None), SpeechEncoder):
+        raise UnmaskError(f"{place}: a run of {run.recipe.method} has no speech encoder; give one of a speech method")
     extra = {name: tensor for name, tensor in method.state_dict().items() if not _is_encoder(name)}
     return Weights(method.encoder.settings, method.encoder.state_dict(), extra, run.recipe.data.normalise)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def dry_run(recipe: Recipe, *, devices: int = 1, nodes: int = 1) -> tuple[str, d
     written = recipe
     if recipe.stages is not None:  # of the last stage, with stand-ins for what the earlier ones make
         recipe = registry.load(recipe.method).planned(recipe)
-    recipe, train_set, val_set, collate = open_data(recipe)
+    recipe, train_set, val_set, collate = open_data(recipe, lambda text: print(text, file=sys.stderr))
     method: Any = build(recipe).to(fabric.device)
     world = devices * nodes
     micro, total = micro_batch(recipe, world), run_length(recipe, len(train_set))

@@ -135,7 +135,15 @@ class Gradients:
         return self.fabric.world_size * torch.stack([part.float() for part in parts]).sum()
 
     def _counts(self, call: Call) -> Tensor:
-        """A micro-batch's counts, leaving generators and buffers alone."""
+        """A micro-batch's counts, in the order of its terms, leaving generators and buffers alone.
+
+        From the method's ``counts`` where it has that; else by a forward pass.
+        """
+        known: Any = getattr(self.method, "counts", None)
+        if known is not None:
+            found = known(call.batch, call.plan).values()
+            device = call.batch.ids.device
+            return torch.stack([_on_device(count, _exact(device), device) for count in found])
         with evaluating(self.method), self.fabric.autocast():
             output = self.method(call.batch, call.plan)
         return _counts({name: (t.total, t.count, t.weight) for name, t in output.terms.items()})
@@ -162,8 +170,11 @@ def evaluating(method: nn.Module) -> Iterator[None]:
 def _counts(terms: dict[str, tuple[Tensor, Any, float]]) -> Tensor:
     """Counts as one vector; double, so that counts of pixels stay exact (float on Apple GPUs, which have no double)."""
     device = next(iter(terms.values()))[0].device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.stack([_on_device(count, dtype, device) for _, count, _ in terms.values()])
+    return torch.stack([_on_device(count, _exact(device), device) for _, count, _ in terms.values()])
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _on_device(count: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from unmask.core.errors import UnmaskError
 from unmask.core.training.checkpoint import Say
 from unmask.core.training.position import Collate
 from unmask.core.training.recipe import Recipe, RecipeError, cross_checks
+from unmask.core.training.startup import shorten
 
 
 def make_fabric(
@@ -98,11 +99,14 @@ def make_logger(name: str, out: Path, recipe: Recipe) -> Any:
 def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None, Collate]:
     """The recipe with its data settings filled in, the training and validation splits, and how to batch them.
 
-    Data without a validation split train all the same; `say` is told.
+    Data without a validation split train all the same, and samples that cannot be used are left out; `say` is told.
     """
     part = registry.load_part(recipe.method, "data")
     recipe = replace(recipe, data=part.resolve(recipe.data))
     train_set = part.open_split(recipe.data, "train", seed=recipe.seed, augment=True)
+    left_out = [": ".join(problem) for problem in getattr(train_set, "problems", ())]
+    if left_out:
+        say(f"samples that are left out ({len(left_out)}): {shorten(left_out, 3)}")
     try:
         val_set = part.open_split(recipe.data, "val", seed=recipe.seed, augment=False)
     except UnmaskError as error:

@@ -391,6 +391,8 @@ class Loop:
     def _write(self, line: dict[str, Any]) -> None:
         if self.fabric.is_global_zero:
             self.run_dir.append(line)
+        if self.run_dir.path != self.run_dir.whole:  # its steps would mix with those of the run, which begin at 1 again
+            return
         flat = line | line["time"]
         self.fabric.log_dict({k: v for k, v in flat.items() if isinstance(v, int | float)}, step=self.step)
 
@@ -406,11 +408,14 @@ class Loop:
         self.meter.skip()
 
     def _name_problems(self) -> None:
-        """Count and name the samples that could not be read."""
+        """Count and name the samples that could not be read, and those that could but look wrong."""
         names = [": ".join(problem) for problem in getattr(self.train_set, "problems", ())]
         if names:
             self.run_dir.note_problems(names)
             self.display.say(f"{len(names)} samples were left out (all in environment.json): {shorten(names, 3)}")
+        doubtful = [": ".join(warning) for warning in getattr(self.train_set, "warnings", ())]
+        if doubtful and self.run_dir.path == self.run_dir.whole:  # an earlier stage's samples are the run's, too
+            self.display.say(f"{len(doubtful)} samples are used but look wrong: {shorten(doubtful, 3)}")
 
     def _meta(self) -> dict[str, Any]:
         return self._where() | {

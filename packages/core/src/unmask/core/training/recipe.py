@@ -345,7 +345,10 @@ def _build_problems(module: types.ModuleType, recipe: Recipe) -> list[str]:
     import torch
 
     if recipe.stages is not None:
-        recipe = module.planned(recipe)
+        try:
+            recipe = module.planned(recipe)
+        except ValueError as error:
+            return [f"stages: {error}"]
     try:
         with torch.device("meta"):
             module.build(recipe.model, recipe.data)

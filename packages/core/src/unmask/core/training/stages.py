@@ -10,14 +10,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from unmask.core.training.files import write_json
 
 _DONE = "stage.json"
+_PATIENCE = timedelta(days=30)  # of the processes that wait for the first one's stage
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ def run_stages(
         stages: in order.
         fabric: Lightning Fabric, where several processes run this together.
         say: told which stage begins.
-        keep_done: take stages that are done as they are, whatever they were made from.
+        keep_done: take stages that are done as they are, whatever they were made from; they then count as made from
+            these inputs, too.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +74,8 @@ def run_stages(
         before = digests if stage.after is None else {name: digests[name] for name in stage.after}
         digests[stage.name] = _digest(before, stage)
         made_from = _made_from(out / stage.name)
-        if made_from == digests[stage.name] or (keep_done and made_from):
+        if digests[stage.name] in made_from or (keep_done and made_from):
+            _keep(out / stage.name, digests[stage.name], fabric)
             say(f"stage {i} of {len(stages)}, {stage.name}: done before")
             continue
         say(f"stage {i} of {len(stages)}: {stage.name}")
@@ -83,10 +90,9 @@ def _run(stage: Stage, folder: Path, digest: str, fabric: Any) -> None:
         if not stage.resumable:
             shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(exist_ok=True)
-    _wait(fabric)
-    if first or stage.on_all_ranks:
-        stage.run(unfinished)
-    _wait(fabric)
+    with _waiting(fabric):
+        if first or stage.on_all_ranks:
+            stage.run(unfinished)
     if first:
         write_json(unfinished / _DONE, {"made_from": digest, "inputs": dict(stage.inputs)})
         if folder.exists():
@@ -100,9 +106,37 @@ def _wait(fabric: Any) -> None:
         fabric.barrier()
 
 
-def _made_from(folder: Path) -> str | None:
+@contextmanager
+def _waiting(fabric: Any) -> Iterator[None]:
+    """A barrier before and after, the latter without Fabric's limit of half an hour: labels may take the first days.
+
+    It is of gloo, which notices at once when a process that it waits for has died.
+    """
+    _wait(fabric)
+    if fabric is None or fabric.world_size == 1:
+        yield
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    yield
+    torch.distributed.barrier(group)
+    torch.distributed.destroy_process_group(group)
+
+
+def _made_from(folder: Path) -> list[str]:
+    """The digest of what a stage was made from, and of what it was kept for; empty where it is not done."""
     path = folder / _DONE
-    return json.loads(path.read_text(encoding="utf-8"))["made_from"] if path.is_file() else None
+    if not path.is_file():
+        return []
+    done = json.loads(path.read_text(encoding="utf-8"))
+    return [done["made_from"], *done.get("kept_for", [])]
+
+
+def _keep(folder: Path, digest: str, fabric: Any) -> None:
+    """Record that a stage was taken as it is, or the next run without `keep_done` would do it again."""
+    made_from = _made_from(folder)
+    if digest not in made_from and (fabric is None or fabric.is_global_zero):
+        done = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+        write_json(folder / _DONE, done | {"kept_for": [*made_from[1:], digest]})
 
 
 def _digest(before: Mapping[str, str], stage: Stage) -> str:

@@ -226,19 +226,32 @@ class HuBERT(nn.Module):
         """Cross entropy over hidden (and visible) frames, and the feature penalty; accuracies as metrics."""
         assert batch.labels is not None
         features, x = self._contextualise(batch, plan)
-        places = {"masked": (plan.hidden, self.masked_weight), "unmasked": (plan.visible, self.unmasked_weight)}
-        taken = {name: (p, weight) for name, (p, weight) in places.items() if p is not None and weight > 0}
-        count = torch.stack([place.offsets[-1] for place, _ in taken.values()]).sum()
+        counts = self.counts(batch, plan)
         terms: dict[str, Term] = {}
         metrics: dict[str, Tensor] = {}
-        for name, (place, weight) in taken.items():
+        for name, (place, weight) in self._places(plan).items():
             logits, labels = self.logits(place.take(x)), place.take(batch.labels)
-            terms[name] = Term(self._cross_entropy(logits, labels), count, weight)
+            terms[name] = Term(self._cross_entropy(logits, labels), counts[name], weight)
             metrics |= self._accuracies(name, logits, labels)
         if self.feature_penalty:
             squares, real = features.float().square().mean(2), plan.mask.valid if plan.padded else None
             terms["feature_penalty"] = mean_term(squares, real, self.feature_penalty)
         return Output(terms, metrics)
+
+    def _places(self, plan: HuBERTPlan) -> dict[str, tuple[Packed, float]]:
+        """Where labels are predicted, and the weight of the loss there."""
+        places = {"masked": (plan.hidden, self.masked_weight), "unmasked": (plan.visible, self.unmasked_weight)}
+        return {name: (place, weight) for name, (place, weight) in places.items() if place is not None and weight > 0}
+
+    def counts(self, batch: AudioBatch, plan: HuBERTPlan) -> dict[str, Tensor | float]:
+        """What each term is divided by: all frames that labels are predicted at, and all frames that are penalised."""
+        places = self._places(plan)
+        predicted = torch.stack([place.offsets[-1] for place, _ in places.values()]).sum()
+        counts: dict[str, Tensor | float] = dict.fromkeys(places, predicted)
+        if self.feature_penalty:
+            frames = plan.mask.hidden.numel()
+            counts["feature_penalty"] = plan.mask.valid.sum() if plan.padded and plan.mask.valid is not None else frames
+        return counts
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum over frames and targets, by the targets' weights."""

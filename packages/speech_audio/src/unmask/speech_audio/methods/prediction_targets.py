@@ -17,6 +17,7 @@ every model is evaluated in the same way, beside the teacher, and the table is p
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from unmask.speech_audio.data import Settings as DataSettings
 from unmask.speech_audio.iterations import (
     Iteration,
     check_first,
+    check_layers,
     label_stage,
     model_stage,
     one_iteration,
@@ -48,6 +50,7 @@ CARD = {
     "reference": "none",
     "reference_licence": "none",
 }
+_NAME = re.compile(r"[A-Za-z][\w-]*")  # a folder's name, and never that of an iteration
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,14 @@ class Stages:
     def __post_init__(self) -> None:
         if not self.compare:
             raise ValueError("compare: name at least one set of targets")
+        wrong = [name for name in self.compare if not _NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(
+                f"compare: {', '.join(map(repr, wrong))} cannot be a name; names begin with a letter and go on with "
+                "letters, digits, - and _ (numbers are the teacher's iterations)"
+            )
         if self.teacher:
-            check_first(self.teacher[0])
+            check_first("teacher.0", self.teacher[0])
         elif any(target.kind == "layer" for targets in self.compare.values() for target in targets):
             raise ValueError("teacher: layer targets need at least one iteration before them")
 
@@ -80,7 +89,16 @@ def build(settings: Settings, data: DataSettings) -> HuBERT:
 
 
 def planned(recipe: Recipe) -> Recipe:
-    """The recipe of the run's own model before any label is made."""
+    """The recipe of the run's own model before any label is made.
+
+    Raises:
+        ValueError: targets of layers that the model does not have.
+    """
+    depth = recipe.model.encoder.depth
+    for i, iteration in enumerate(recipe.stages.teacher):
+        check_layers(f"teacher.{i}", iteration.targets, depth)
+    for name, targets in recipe.stages.compare.items():
+        check_layers(f"compare.{name}", targets, depth)
     return replace(recipe, data=replace(recipe.data, targets=planned_data(_last(recipe.stages)[1].targets)))
 
 
