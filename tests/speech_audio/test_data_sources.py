@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -174,6 +175,20 @@ def test_librispeech(tmp_path):
     assert len(opened(tmp_path / "LibriSpeech" / "dev-clean")) == 2  # one speaker: split by clip
 
 
+def test_mls(tmp_path):
+    for part, speakers in {"train": (10, 11, 12), "dev": (13,), "test": (14,)}.items():
+        lines = []
+        for speaker in speakers:
+            for i in range(2):
+                name = f"{speaker}_7_{i:06}"
+                write(tmp_path / "mls" / part / "audio" / str(speaker) / "7" / f"{name}.flac")
+                lines.append(f"{name}\tmot {i} de {speaker}")
+        (tmp_path / "mls" / part / "transcripts.txt").write_text("\n".join(lines))
+    clips = opened(tmp_path / "mls")
+    assert clips.classes == {"speaker": ["10", "11", "12", "13", "14"]} and "mot 1 de 11" in clips.texts
+    assert [len(opened(tmp_path / "mls", name)) for name in ("train", "val", "test")] == [6, 2, 2]
+
+
 def test_one_librispeech_part_is_split_by_speaker(tmp_path):
     for speaker in range(1, 11):
         for i in range(3):
@@ -212,6 +227,37 @@ def test_common_voice(tmp_path):
     assert len(opened(root)) == 1
 
 
+def test_sentences_of_common_voice_may_hold_any_character(tmp_path):
+    for name in "ab":
+        write(tmp_path / "clips" / f"{name}.mp3")
+    rows = ["client_id\tpath\tsentence", "x\ta.mp3\tone\u2028two\x85three", "", "broken", "y\tb.mp3\tfour", ""]
+    (tmp_path / "train.tsv").write_text("\n".join(rows), encoding="utf-8")
+    assert opened(tmp_path).texts == ["one\u2028two\x85three", "four"]
+
+
+def test_names_that_cannot_be_used_are_problems(tmp_path):
+    write(tmp_path / "f" / "日本 ü.wav")
+    os.rename(write(tmp_path / "f" / "b.wav"), os.fsencode(tmp_path / "f") + b"/\xff.wav")
+    clips = opened(tmp_path / "f")
+    assert clips.name_of(int(clips.ids[0])) == "日本 ü.wav"
+    assert clips.problems == [("\\udcff.wav", "its name is not UTF-8: rename it")]
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(tmp_path / "f" / "日本 ü.wav", "a.wav")
+        tar.add(tmp_path / "f" / "日本 ü.wav", "\udcff.wav")
+    assert opened(tmp_path / "s.tar").problems == [("s.tar/\\udcff", "its name is not UTF-8: rename it")]
+    (tmp_path / "nul.tsv").write_text(f"{tmp_path}/f\n日本 ü.wav\t2000\na\0.wav\t2000\n")
+    assert opened(tmp_path / "nul.tsv").problems == [("a\0.wav", "no file can have this name (embedded null byte)")]
+
+
+def test_a_large_manifest_with_a_name_twice_is_refused_at_once(tmp_path):
+    rows = [f"{i}.wav\t9" for i in range(200_000)]
+    (tmp_path / "m.tsv").write_text("\n".join([str(tmp_path), *rows, rows[-1]]))
+    before = time.perf_counter()
+    with pytest.raises(SourceError, match=r"199999.wav is there twice"):
+        opened(tmp_path / "m.tsv")
+    assert time.perf_counter() - before < 10
+
+
 def test_manifests(tmp_path):
     for i in range(6):
         write(tmp_path / "audio" / f"{i}.wav", samples=2_000 + i, seed=i)
@@ -229,7 +275,7 @@ def test_manifests(tmp_path):
         ("9.wav", "No such file or directory"),
     ]
     for text, message in {
-        "": "not a manifest",
+        "": "a folder in the first line, which is empty",
         f"{tmp_path}/audio\n0.wav 2000": "line 2: expected a path, a tab",
         f"{tmp_path}/audio\n0.wav\t2000\n0.wav\t2000": "0.wav is there twice",
         f"{tmp_path}/nowhere\n0.wav\t2000": "nowhere, does not exist",
@@ -342,6 +388,16 @@ def test_sources_that_are_not_there(tmp_path):
 
 
 # Splits
+
+
+def test_every_class_gives_its_share_however_many_there_are():
+    """A pass over all samples for each class would take minutes here."""
+    labels = torch.arange(200_000) // 10
+    ids = torch.randint(1 << 62, (200_000,), generator=torch.Generator().manual_seed(0))
+    before = time.perf_counter()
+    codes = splits.assign(ids, labels, None, 0.1, 0.2).view(-1, 10)
+    assert time.perf_counter() - before < 5
+    assert ((codes == splits.VAL).sum(1) == 1).all() and ((codes == splits.TEST).sum(1) == 2).all()
 
 
 def test_groups_stay_together():

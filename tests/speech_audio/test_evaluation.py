@@ -124,6 +124,17 @@ def test_the_table_names_every_row_and_measure(evaluated: dict[str, Any]) -> Non
     assert next(line for line in lines if "detail" in line.title).text("mfcc") == "–"
 
 
+def test_unreadable_recordings_are_named_and_folders_may_have_any_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(24):
+        write_wav(tmp_path / "new [1] ü" / f"{i:02}.wav", voices(i)[0])
+    (tmp_path / "new [1] ü" / "broken.wav").write_bytes(b"")
+    result = evaluate(run, data=str(tmp_path / "new [1] ü"), device="cpu", quick=True, references=False)
+    assert "1 recordings are left out: broken.wav (empty file)" in capsys.readouterr().err
+    assert "new [x] ü" in table(result | {"data": "new [x] ü"})
+
+
 def test_a_study_shows_models_side_by_side(evaluated: dict[str, Any]) -> None:
     text = study_table({"layer 3": evaluated, "RVQ": evaluated})
     for part in ("layer 3", "RVQ", "untrained encoder", "log-mel", "2 models", "speaker: last layer"):

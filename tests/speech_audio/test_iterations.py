@@ -7,7 +7,9 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from iterations import KMEANS, raw_recipe, train_hubert, write_clips
 from lightning_fabric.loggers.logger import Logger
@@ -214,3 +216,14 @@ def test_a_dry_run_names_what_is_left_out(tmp_path: Path, capsys: pytest.Capture
     (data / "broken.wav").write_bytes(b"RIFF and nothing after it")
     dry_run(make_recipe(raw_recipe(data)))
     assert "samples that are left out (1): broken.wav: " in capsys.readouterr().err
+
+
+def test_clipped_recordings_are_named_once_in_two_iterations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_clips(tmp_path / "clips", 12)
+    soundfile.write(data / "speaker0" / "loud.wav", np.ones(8_000, np.float32), 16_000)
+    raw = raw_recipe(data)
+    raw["data"]["val_share"] = 0.0
+    train(make_recipe(raw), tmp_path / "run")
+    assert capsys.readouterr().err.count("samples are used but look wrong: speaker0/loud.wav: clipped") == 1

@@ -227,6 +227,23 @@ def test_what_is_wrong_with_fairseqs_files_is_named(tmp_path: Path, km: str, rat
     assert not (tmp_path / "set").exists()
 
 
+def test_train_and_valid_of_fairseq_make_one_set(tmp_path: Path) -> None:
+    train, km = fairseq_files(tmp_path, "0 0 3 1\n2 2\n")
+    (tmp_path / "valid.tsv").write_text("/data\nc.flac\t960\n")
+    (tmp_path / "valid.km").write_text("4 1\n")
+    manifests, kms = [train, tmp_path / "valid.tsv"], [km, str(tmp_path / "valid.km")]
+    found = import_km(manifests, kms, 50.0, tmp_path / "set")
+    assert len(found) == 3 and found.targets[0].classes == 5
+    assert found.get(stable_id("c.flac")).tolist() == [[4], [1]]
+    with pytest.raises(LabelError, match=r"2 manifests and 1 .km files"):
+        import_km(manifests, km, 50.0, tmp_path / "other")
+    with pytest.raises(LabelError, match="rate is 0"):
+        import_km(train, km, 0, tmp_path / "other")
+    km.write_bytes(b"\x93NUMPY\x01\xff")
+    with pytest.raises(LabelError, match=r"train.km is not a text file"):
+        import_km(train, km, 50.0, tmp_path / "other")
+
+
 def test_a_wrong_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"line 2: expected path<tab>samples, got 'a/x.flac 1600'"):
         import_km(*fairseq_files(tmp_path, "1 1\n", "/data\na/x.flac 1600\n"), 50.0, tmp_path / "set")

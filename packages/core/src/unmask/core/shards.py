@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from unmask.core.carriers import cache_dir, staging
 from unmask.core.errors import UnmaskError
 
-_FORMAT = 2  # raise when the index changes
+_FORMAT = 3  # raise when the index changes
 _ENTRIES = ("label", "cls", "speaker", "text")
 
 
@@ -112,6 +112,11 @@ class Member:
             yield Window(file, self.offset, self.size)
 
 
+def printable(name: str) -> str:
+    """A file's name as text that can be written and hashed: bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def index(path: Path, shard: str, kind: Kind) -> tuple[list[Member], list[tuple[str, str]]]:
     """The samples of a shard in tar order, and (name, reason) of those that cannot be read.
 
@@ -174,6 +179,9 @@ def _files(file: BinaryIO, shard: str, problems: list[tuple[str, str]]) -> list[
                 if not member.isreg() or not stem or not dot:
                     continue
                 key = f"{folder}/{stem}" if folder else stem
+                if key != printable(key):
+                    problems.append((printable(key), "its name is not UTF-8: rename it"))
+                    continue
                 if member.offset_data + member.size > end:
                     problems.append((key, "the shard ends before the file does"))
                     continue

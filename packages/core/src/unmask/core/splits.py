@@ -44,16 +44,20 @@ def assign(
     missing = [s for s in ((TEST, test_share), (VAL, val_share)) if not (codes == s[0]).any()]
     if groups is not None:
         return _assign_groups(codes, groups, missing)
-    rank = _rank(ids)
-    strata = torch.zeros_like(ids) if labels is None else labels
-    for stratum in strata.unique():
-        members = ((strata == stratum) & (codes == TRAIN)).nonzero()[:, 0]
-        members = members[rank[members].argsort()]
-        start = 0
-        for code, share in missing:
-            stop = min(start + round(len(members) * share), max(len(members) - 1, 0))
-            codes[members[start:stop]] = code
-            start = stop
+    # Sorted by class and, within it, by rank; a class's first samples are taken. All classes at once: there may be
+    # thousands.
+    members = (codes == TRAIN).nonzero()[:, 0]
+    members = members[_rank(ids)[members].argsort(stable=True)]
+    strata = torch.zeros_like(members) if labels is None else labels[members]
+    order = strata.argsort(stable=True)
+    members, sizes = members[order], strata[order].unique_consecutive(return_counts=True)[1]
+    place = torch.arange(len(members)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    start = torch.zeros_like(sizes)
+    for code, share in missing:
+        stop = torch.minimum(start + (sizes.double() * share).round().long(), sizes - 1)
+        taken = (place >= start.repeat_interleave(sizes)) & (place < stop.repeat_interleave(sizes))
+        codes[members[taken]] = code
+        start = stop
     return codes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from unmask.core.training.files import write_atomically
 from unmask.core.training.position import batches
 from unmask.speech_audio.data import Clips, collate, open_split
 from unmask.speech_audio.decode import CorruptAudioError
-from unmask.speech_audio.encoding import audio_settings, frame_mask, length_sorted
+from unmask.speech_audio.encoding import audio_settings, frame_mask, length_sorted, name_left_out
 from unmask.speech_audio.frames import RECEPTIVE_FIELD
 
 _WINDOW = 512  # clips sorted by length together and written in their order
@@ -49,10 +48,7 @@ def embed(run_dir: str | Path, folder: str, out: str | Path, *, device: str = "a
     with progress_bar("embedding", len(clips)) as advance:
         rows = embeddings(encoder, clips, place, run.recipe.training.workers, advance)
         write_atomically(out, lambda temporary: _write(temporary, rows, clips, about))
-    if clips.problems:
-        names = "; ".join(f"{p.name} ({p.reason})" for p in clips.problems[:3])
-        more = " ..." if len(clips.problems) > 3 else ""
-        print(f"{len(clips.problems)} recordings are left out: {names}{more}", file=sys.stderr)
+    name_left_out(clips.problems)
     return out
 
 

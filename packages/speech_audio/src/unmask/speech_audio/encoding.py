@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from unmask.core.method import to_device
 from unmask.core.randomness import Key
 from unmask.core.training.checkpoint import LoadedRun
 from unmask.core.training.position import batches
-from unmask.speech_audio.data import AudioBatch, Clips, Settings, collate
+from unmask.speech_audio.data import AudioBatch, Clips, Problem, Settings, collate
 from unmask.speech_audio.detail import Detail, Moments
 from unmask.speech_audio.features import LogMel, Mfcc
 from unmask.speech_audio.frames import SAMPLE_RATE, num_frames
@@ -170,6 +171,14 @@ def _spectra_of(
     """The spectrum of each chosen frame, row by row: frame t of 20 ms begins where frame 2 t of 10 ms does."""
     parts = [x[::2][row.nonzero()[:, 0]] for x, row in zip(logmel, chosen, strict=True)]
     return torch.cat(parts).to(batch.audio.device)
+
+
+def name_left_out(problems: Sequence[Problem]) -> None:
+    """Count recordings that were not used, and name the first, on stderr."""
+    if problems:
+        names = "; ".join(f"{name} ({reason})" for name, reason in problems[:3])
+        more = " ..." if len(problems) > 3 else ""
+        print(f"{len(problems)} recordings are left out: {names}{more}", file=sys.stderr)
 
 
 def audio_settings(run: LoadedRun, data: str | None = None) -> Settings:

@@ -33,7 +33,7 @@ from unmask.speech_audio import detail as acoustic
 from unmask.speech_audio.data import Clips, Settings, SourceError, open_split
 from unmask.speech_audio.detail import Detail
 from unmask.speech_audio.embedding import embed as embed
-from unmask.speech_audio.encoding import ClipFeatures, audio_settings, encode_clips
+from unmask.speech_audio.encoding import ClipFeatures, audio_settings, encode_clips, name_left_out
 from unmask.speech_audio.probes import (
     SPLITS,
     Task,
@@ -89,7 +89,8 @@ def evaluate(
     validation, and the test split is scored once; speakers that the splits keep apart are told apart on splits of the
     training clips. Also: how much of the log-mel spectrum a frame keeps, and RankMe. Data without labels give these
     two only, and the result says so. Clips longer than the run's ``max_seconds`` are measured by their beginning, and
-    those above 0.1 s count also where training left them out. Writes RUN/evaluation.json.
+    those above 0.1 s count also where training left them out. Unreadable ones are named on stderr. Writes
+    RUN/evaluation.json.
 
     Args:
         run_dir: a run directory; one that is still training is measured as far as it is.
@@ -116,6 +117,7 @@ def evaluate(
         encoders["random"] = _random_encoder(run, seed).to(place)
     protocol = None if quick else Detail()
     features = _encode(encoders, parts, references, protocol, place, seed, run.recipe.training.workers)
+    name_left_out(list(dict.fromkeys(p for part in parts.values() for p in part.clips.problems)))
     tasks = _tasks(parts, features["trained"], seed, within=not quick)
     result: dict[str, Any] = {
         "run": str(run_dir),
@@ -235,12 +237,14 @@ def _tasks(parts: Mapping[str, _Part], features: Mapping[str, ClipFeatures], see
     if within and SPEAKER in labels:
         names = first.classes[SPEAKER]
         speakers = [int(s) for s in labels[SPEAKER].unique() if s >= 0]
-        for label, y in labels.items() if len(speakers) > 1 else ():
-            own = {s: torch.where(labels[SPEAKER] == s, y, -1) for s in speakers}
-            tasks = {s: make_task(own[s], split, ids, first.classes[label], seed=seed, own=True) for s in speakers}
-            each = {names[s]: task for s, task in tasks.items() if isinstance(task, Task)}
-            if each:
-                found[label] = each
+        for label in labels if len(speakers) > 1 else ():
+            if label == SPEAKER:
+                continue
+            for s in speakers:
+                own = torch.where(labels[SPEAKER] == s, labels[label], -1)
+                task = make_task(own, split, ids, first.classes[label], seed=seed, own=True)
+                if isinstance(task, Task):
+                    found.setdefault(label, {})[names[s]] = task
     return _Tasks(plain, found, skipped)
 
 

@@ -49,6 +49,7 @@ def scan(root: Path, names: Sequence[str]) -> list[Header | str]:
 def _look(root: Path, name: str, known: Entry | None) -> tuple[str, Entry]:
     path = root / name
     try:
+        name.encode()  # sample ids are made of names
         stat = path.stat()
         if known is not None and known[:2] == [stat.st_size, stat.st_mtime_ns]:
             return name, known
@@ -59,6 +60,10 @@ def _look(root: Path, name: str, known: Entry | None) -> tuple[str, Entry]:
             return name, [stat.st_size, stat.st_mtime_ns, str(error)]
     except OSError as error:  # not remembered: it may pass
         return name, [None, None, error.strerror or str(error)]
+    except UnicodeEncodeError:
+        return name, [None, None, "its name is not UTF-8: rename it"]
+    except ValueError as error:  # a NUL in a manifest
+        return name, [None, None, f"no file can have this name ({error})"]
 
 
 def _load(place: Path) -> dict[str, Entry]:

@@ -306,8 +306,8 @@ class LabelWriter:
             for sample_id, labels in ...:
                 writer.add(sample_id, labels)  # int [frames, streams]
 
-    Memory does not grow with the number of frames: 24 bytes per clip are kept. Files beside the labels, such as the
-    codebook, are written into `folder` before the block ends.
+    Memory does not grow with the number of frames: about 200 bytes per clip are kept. Files beside the labels, such as
+    the codebook, are written into `folder` before the block ends.
 
     Args:
         out: where the label set will be; must not exist, or be an empty folder.

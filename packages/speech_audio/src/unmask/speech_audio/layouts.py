@@ -1,7 +1,8 @@
 """What the public corpora say about their clips by where they put them: speakers, texts, splits.
 
-* LibriSpeech (also MLS): ``[train-clean-100/]SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac`` with texts in
-  ``*.trans.txt`` beside them; folders named train-..., dev-..., test-... are the splits.
+* LibriSpeech: ``[train-clean-100/]SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac`` with texts in ``*.trans.txt`` beside
+  them; folders named train-..., dev-..., test-... are the splits. MLS is the same with underscores, and one
+  ``transcripts.txt`` a split.
 * LibriLight: ``SPEAKER/BOOK/*.flac``, each with a ``.json`` of the same name.
 * Common Voice: ``clips/*.mp3`` listed in ``train.tsv``, ``dev.tsv`` and ``test.tsv``, or in ``validated.tsv``.
 * Manifests as fairseq writes them: a ``.tsv`` whose first line is a folder, then ``path<TAB>samples``.
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from pathlib import Path
 from unmask.core.splits import split_of
 from unmask.speech_audio.decode import SUFFIXES
 
-_LIBRISPEECH = re.compile(r"(?:^|.*/)(\d+)/(\d+)/\1-\2-\d+\.\w+$")
+_LIBRISPEECH = re.compile(r"(?:^|.*/)(\d+)/(\d+)/\1([-_])\2\3\d+\.\w+$")
 _LIBRILIGHT = re.compile(r"(?:^|.*/)(\d+)/[^/]+/[^/]+\.\w+$")
 _COMMON_VOICE = ("train", "dev", "test")
 
@@ -60,7 +62,7 @@ def describe(root: Path, names: list[str], others: set[str]) -> Listing:
         return Listing(names)
     matches = [_LIBRISPEECH.match(name) for name in names]
     if all(matches):
-        texts = _transcripts(root, [name for name in others if name.endswith(".trans.txt")])
+        texts = _transcripts(root, [name for name in others if name.endswith((".trans.txt", "transcripts.txt"))])
         said: Values = [texts.get(Path(name).stem) for name in names]
         speakers: Values = [match[1] for match in matches if match]
         return Listing(names, {"speaker": speakers}, said if any(said) else None, _prefix_splits(names))
@@ -98,14 +100,15 @@ def _class_folders(names: list[str]) -> Values | None:
 
 
 def _transcripts(root: Path, names: list[str]) -> dict[str, str]:
-    """Texts by utterance from files of lines ``UTTERANCE TEXT``."""
-
-    def lines(name: str) -> list[str]:
-        return (root / name).read_text(encoding="utf-8", errors="replace").splitlines()
-
+    """Texts by utterance from files of lines ``UTTERANCE TEXT``, with a blank or a tab between."""
     with ThreadPoolExecutor(8) as pool:
-        pairs = [line.split(" ", 1) for part in pool.map(lines, names) for line in part if " " in line]
-    return {utterance: text.strip() for utterance, text in pairs}
+        pairs = [line.split(None, 1) for part in pool.map(lambda name: _lines(root / name), names) for line in part]
+    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines that hold something. Not `str.splitlines`, which also cuts at a U+2028 or U+0085 inside a text."""
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
 
 
 def common_voice(root: Path) -> Listing | None:
@@ -117,10 +120,12 @@ def common_voice(root: Path) -> Listing | None:
         tables = [root / "validated.tsv"] if _is_common_voice(root / "validated.tsv") else []
     names, speakers, texts, given = [], [], [], []
     for table in tables:
-        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = _lines(table)
         columns = {name: i for i, name in enumerate(lines[0].split("\t"))}
         for line in lines[1:]:
             cells = line.split("\t")
+            if len(cells) <= max(columns["path"], columns["client_id"]):
+                continue  # the rest of a sentence with a line break in it
             path = cells[columns["path"]]
             names.append(f"clips/{path if path.lower().endswith(SUFFIXES) else path + '.mp3'}")
             speakers.append(cells[columns["client_id"]] or None)
@@ -160,7 +165,9 @@ def manifests(paths: Sequence[Path]) -> tuple[Path, Listing]:
     """
     roots, names, frames, given = set(), [], [], []
     for path in paths:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # as `_lines`, but they are counted in the messages
+        if not lines[0].strip():
+            raise ValueError(f"{path}: expected a folder in the first line, which is empty")
         folder = Path(lines[0].strip()).expanduser()
         roots.add(folder if folder.is_absolute() else path.parent / folder)
         for i, line in enumerate(lines[1:], 2):
@@ -175,7 +182,7 @@ def manifests(paths: Sequence[Path]) -> tuple[Path, Listing]:
     if len(roots) != 1:
         raise ValueError(f"the manifests name different folders: {', '.join(sorted(map(str, roots)))}")
     if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        twice = Counter(names).most_common(1)[0][0]
         raise ValueError(f"{twice} is there twice")
     root = roots.pop()
     splits = given if len(paths) > 1 and None not in given else None

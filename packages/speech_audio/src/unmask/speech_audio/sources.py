@@ -145,7 +145,7 @@ def _times(places: list[Path]) -> dict[Path, int]:
     for place in places:
         try:
             found[place] = os.stat(place).st_mtime_ns
-        except OSError:
+        except (OSError, ValueError):  # gone, or no name that a file can have
             found[place] = -1
     return found
 
@@ -222,7 +222,9 @@ def _open_files(root: Path, listing: Listing, witnesses: list[Path]) -> Source:
     good = [i for i, header in enumerate(found) if isinstance(header, Header)]
     headers = [header for header in found if isinstance(header, Header)]
     problems = [
-        Problem(name, header) for name, header in zip(listing.names, found, strict=True) if isinstance(header, str)
+        Problem(shards.printable(name), header)
+        for name, header in zip(listing.names, found, strict=True)
+        if isinstance(header, str)
     ]
     names = _take(listing.names, good)
     labels, classes = index_labels({key: _take(values, good) for key, values in listing.labels.items()})

@@ -92,15 +92,16 @@ def study_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _draw(title: str, caption: str, columns: Mapping[str, str], lines: list[Measure], remarks: list[str]) -> str:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    grid = Table(title=title, caption=caption or None)
+    grid = Table(title=escape(title), caption=caption or None)
     grid.add_column("")
     for text in columns.values():
-        grid.add_column(text, justify="right")
+        grid.add_column(escape(text), justify="right")
     for line in lines:
         cells = [f"[bold]{line.text(name)}[/bold]" if line.best(name) else line.text(name) for name in columns]
-        grid.add_row(line.title, *cells)
+        grid.add_row(escape(line.title), *cells)
     console = Console(width=max(110, 40 + 14 * len(columns)))
     with console.capture() as capture:
         console.print(grid)
