@@ -175,6 +175,19 @@ def test_librispeech(tmp_path):
     assert len(opened(tmp_path / "LibriSpeech" / "dev-clean")) == 2  # one speaker: split by clip
 
 
+def test_a_stray_recording_does_not_cost_a_corpus_its_speakers(tmp_path):
+    """One in a hundred files may be something else; it belongs to no speaker."""
+    for part, speakers in {"train-clean-100": range(1, 7), "dev-clean": (7,), "test-clean": (8,)}.items():
+        for speaker in speakers:
+            for i in range(15):
+                write(tmp_path / "f" / part / str(speaker) / "9" / f"{speaker}-9-{i:04}.wav")
+    write(tmp_path / "f" / "noise.wav")
+    clips = opened(tmp_path / "f")
+    assert clips.classes == {"speaker": [str(i) for i in range(1, 9)]}
+    assert clips.labels["speaker"][clips.ids.tolist().index(stable_id("noise.wav"))] == -1
+    assert [len(opened(tmp_path / "f", name)) for name in ("train", "val", "test")] == [91, 15, 15]
+
+
 def test_mls(tmp_path):
     for part, speakers in {"train": (10, 11, 12), "dev": (13,), "test": (14,)}.items():
         lines = []

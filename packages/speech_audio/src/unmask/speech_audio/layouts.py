@@ -24,6 +24,7 @@ from unmask.speech_audio.decode import SUFFIXES
 
 _LIBRISPEECH = re.compile(r"(?:^|.*/)(\d+)/(\d+)/\1([-_])\2\3\d+\.\w+$")
 _LIBRILIGHT = re.compile(r"(?:^|.*/)(\d+)/[^/]+/[^/]+\.\w+$")
+_NEARLY = 0.99  # of the files
 _COMMON_VOICE = ("train", "dev", "test")
 
 Values = list[str | None]
@@ -61,26 +62,34 @@ def describe(root: Path, names: list[str], others: set[str]) -> Listing:
     if not names:
         return Listing(names)
     matches = [_LIBRISPEECH.match(name) for name in names]
-    if all(matches):
+    if _nearly_all(matches):
         texts = _transcripts(root, [name for name in others if name.endswith((".trans.txt", "transcripts.txt"))])
         said: Values = [texts.get(Path(name).stem) for name in names]
-        speakers: Values = [match[1] for match in matches if match]
-        return Listing(names, {"speaker": speakers}, said if any(said) else None, _prefix_splits(names))
+        speakers: Values = [match[1] if match else None for match in matches]
+        return Listing(names, {"speaker": speakers}, said if any(said) else None, _prefix_splits(names, matches))
     matches = [_LIBRILIGHT.match(name) for name in names]
-    if all(matches) and all(f"{name.rpartition('.')[0]}.json" in others for name in names):
-        return Listing(names, {"speaker": [match[1] for match in matches if match]}, None, _prefix_splits(names))
+    matches = [m if f"{n.rpartition('.')[0]}.json" in others else None for n, m in zip(names, matches, strict=True)]
+    if _nearly_all(matches):
+        speakers = [match[1] if match else None for match in matches]
+        return Listing(names, {"speaker": speakers}, None, _prefix_splits(names, matches))
     given, rest = split_folders(names)
     classes = _class_folders(rest)
     return Listing(names, {"class": classes} if classes else {}, None, given)
 
 
-def _prefix_splits(names: list[str]) -> list[int | None] | None:
-    """Splits from a folder on the way whose name is or begins with a split's: ``train-clean-100``."""
+def _nearly_all(matches: list[re.Match[str] | None]) -> bool:
+    """Whether names follow a layout; a stray file in a hundred must not cost the others their speakers."""
+    return sum(match is not None for match in matches) >= _NEARLY * len(matches)
+
+
+def _prefix_splits(names: list[str], matches: list[re.Match[str] | None]) -> list[int | None] | None:
+    """Splits from a folder on the way whose name is or begins with a split's (``train-clean-100``), strays apart."""
     given = []
     for name in names:
         folders = [split_of(folder.split("-")[0]) for folder in name.split("/")[:-3]]
         given.append(next((split for split in folders if split is not None), None))
-    return None if None in given else given
+    known = [split for split, match in zip(given, matches, strict=True) if match]
+    return None if None in known else given
 
 
 def split_folders(names: list[str]) -> tuple[list[int | None] | None, list[str]]:
