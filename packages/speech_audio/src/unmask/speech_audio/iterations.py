@@ -2,7 +2,8 @@
 
 Every iteration makes its labels with what the one before it learned and trains a new model from scratch on them. Under
 ``RUN/stages`` lie ``labels-1``, ``model-1`` (a run directory of its own), ``labels-2`` and so on; the last iteration's
-model is the run itself. A stage is done once: killed anywhere, the run resumes in that stage.
+model is the run itself. Where the recipe has `init`, every iteration's model starts from it. A stage is done once:
+killed anywhere, the run resumes in that stage.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _NOTE = (
     "one colour per label: what was asked, and what the model answers where it saw nothing ({right:.0%} of these "
     "frames are right; answering the commonest label everywhere would be right at {floor:.0%})."
 )
-_OVER_TIME = " The last rows are the labels of earlier iterations for the same clip."
+_OVER_TIME = " The last rows are the run's other labels, those of earlier iterations first, for the same clip."
 
 
 def draw_pictures(run: RunFacts) -> Pictures:
