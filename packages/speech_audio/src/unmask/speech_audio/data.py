@@ -76,7 +76,7 @@ class Settings:
 
     source: str
     min_seconds: Annotated[float, Field(ge=0)] = 2.0
-    max_seconds: Annotated[float, Field(gt=0)] = 15.6
+    max_seconds: Annotated[float, Field(gt=0)] = 15.625
     batching: Literal["pad", "crop"] = "pad"
     normalise: bool = False
     corrupt: Literal["skip", "fatal"] = "skip"
