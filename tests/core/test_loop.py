@@ -20,7 +20,7 @@ from unmask.core.training.checkpoint import newest, read
 from unmask.core.training.groups import make_optimizer, param_groups
 from unmask.core.training.launch import make_fabric
 from unmask.core.training.numbers import NotFiniteError
-from unmask.core.training.position import Position, validation_sampler
+from unmask.core.training.position import Position, batches, loading_errors, validation_sampler
 from unmask.core.training.recipe import Optimizer, Schedule
 from unmask.core.training.startup import GradientCheck, StartupError, check_groups
 
@@ -44,6 +44,17 @@ def gradients(out: Path, micro_batch: int, terms: int) -> dict[str, Tensor]:
 
 def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class Severed:
+    """A batch whose worker is killed while it is on its way: reading it meets a broken connection."""
+
+    def __reduce__(self) -> Any:
+        return reset, ()
+
+
+def reset() -> None:
+    raise ConnectionResetError(104, "Connection reset by peer")
 
 
 @pytest.mark.parametrize("terms", [1, 2])
@@ -247,6 +258,14 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path
     with pytest.raises(NotFiniteError, match="the gradient is NaN or infinite at step 5"):
         run_toy(tmp_path / "run", replace(recipe, optimizer=Optimizer(clip_norm=None)), method=Poison())
     assert newest(tmp_path / "run/checkpoints") is None
+
+
+def test_a_worker_lost_in_the_middle_of_a_batch_is_named() -> None:
+    said = r"process died.*lower training.workers.*go on with: again.*reset by peer"
+    with pytest.raises(UnmaskError, match=said), loading_errors("again"):
+        list(batches([0], [[0]], lambda _: Severed(), workers=1, pin=False))
+    with pytest.raises(FileNotFoundError, match="Caught"):  # an error of the data set's own stays what it is
+        list(batches([0], [[0]], lambda _: Path("/nowhere").read_bytes(), workers=1, pin=False))
 
 
 def test_changed_recipe_on_resume_lists_what_changed(tmp_path: Path) -> None:

@@ -127,8 +127,15 @@ def batches(dataset: Any, sampler: Any, collate: Collate, workers: int, pin: boo
         pin_memory=pin,
         generator=torch.Generator(),  # an iterator draws a base seed: from here, so that dropout does not see it
     )
-    for item in loader:
-        yield item.batch
+    try:
+        for item in loader:
+            yield item.batch
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        # Tensors come through a socket of the worker. When it is killed just then, this side meets the broken socket
+        # before torch sees the death, and torch passes that on. An error of the worker's own comes as "Caught ...".
+        if workers == 0 or str(error).startswith("Caught "):
+            raise
+        raise RuntimeError(f"a DataLoader worker was lost while it sent a batch: {error!r}") from error
 
 
 @contextmanager
