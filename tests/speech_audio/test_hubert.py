@@ -23,6 +23,7 @@ from unmask.speech_audio.data import Settings as DataSettings
 from unmask.speech_audio.encoders import EncoderSettings, SpeechEncoder
 from unmask.speech_audio.frames import num_frames
 from unmask.speech_audio.labels import Target
+from unmask.speech_audio.methods import prediction_targets
 from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT, HuBERTPlan, Settings, build
 
 ENCODER = EncoderSettings(
@@ -261,8 +262,6 @@ def test_missing_labels_are_named() -> None:
         draw(model, replace(batch, labels=None))
     with pytest.raises(ValueError, match="`unmask train` makes them"):
         build(Settings(encoder=ENCODER), DataSettings("folder"))
-    with pytest.raises(RuntimeError, match="data.resolve first"):
-        build(Settings(encoder=ENCODER), DataSettings("folder", label_sets=("labels",)))
 
 
 def test_build() -> None:
@@ -306,6 +305,15 @@ def test_passes_every_check_with_layer_norm() -> None:
     """No norm over time and no penalty on all features: nothing hidden reaches predictions or gradients."""
     model = make(5, 7, encoder=replace(LARGE, dropout=0.1, layer_drop=0.05), feature_penalty=0.0, unmasked_weight=0.2)
     check_method(model, make_batch(5, 7, lengths=(9000, 7000, 4000, 9000)), skip={"compiles"})
+
+
+def test_prediction_targets_pass_every_check() -> None:
+    """The same network with weights 1/K, as its recipe builds it."""
+    settings = Settings(replace(LARGE, layer_drop=0.05), HeadSettings(8), feature_penalty=0.0)
+    data = DataSettings("folder", targets=tuple(targets(5, 7, 4)))
+    model = prediction_targets.build(settings, data)
+    assert model.target_weights == (1 / 3,) * 3
+    check_method(model, make_batch(5, 7, 4, lengths=(9000, 7000, 4000, 9000)), skip={"compiles"})
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -79,12 +79,24 @@ def check_layers(name: str, targets: Sequence[TargetSettings], depth: int) -> No
 def planned(recipe: Recipe) -> Recipe:
     """The recipe of the last iteration before any label is made: its classes and rates follow from the settings.
 
+    Without stages, label sets that nobody has looked into yet get stand-ins.
+
     Raises:
         ValueError: targets of layers that the model does not have.
     """
+    if recipe.stages is None:
+        return stand_in(recipe)
     for i, iteration in enumerate(recipe.stages.iterations):
         check_layers(f"iterations.{i}", iteration.targets, recipe.model.encoder.depth)
     return replace(recipe, data=replace(recipe.data, targets=planned_data(recipe.stages.iterations[-1].targets)))
+
+
+def stand_in(recipe: Recipe) -> Recipe:
+    """The recipe with a stream of two classes for every weight, or one, where what its label sets hold is not known."""
+    if recipe.data.targets is not None or not recipe.data.label_sets:
+        return recipe
+    streams = (Target("label set", 2, FRAME_RATE, PLANNED),) * len(recipe.model.head.target_weights or (1.0,))
+    return replace(recipe, data=replace(recipe.data, targets=streams))
 
 
 def planned_data(targets: Sequence[TargetSettings]) -> tuple[Target, ...]:
@@ -108,15 +120,21 @@ def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
     Raises:
         UnmaskError: labels that cannot be made; see `unmask.speech_audio.targets.make_labels`.
     """
-    stages: list[Stage] = []
     *earlier, last = recipe.stages.iterations
-    for number, iteration in enumerate(earlier, start=1):
-        stages += [label_stage(recipe, folder, number, iteration, launch)]
-        stages += [model_stage(one_iteration(recipe, folder, number, iteration), number, launch)]
     number = len(earlier) + 1
+    stages = iteration_stages(recipe, folder, earlier, launch)
     stages += [label_stage(recipe, folder, number, last, launch)]
     run_stages(folder, stages, fabric=launch.fabric, say=launch.say, keep_done=launch.extend)
     return replace(one_iteration(recipe, folder, number, last), stages=recipe.stages)
+
+
+def iteration_stages(recipe: Recipe, folder: Path, iterations: Sequence[Iteration], launch: Launch) -> list[Stage]:
+    """The two stages of each iteration: its labels, and its model."""
+    stages = []
+    for number, iteration in enumerate(iterations, start=1):
+        stages += [label_stage(recipe, folder, number, iteration, launch)]
+        stages += [model_stage(one_iteration(recipe, folder, number, iteration), number, launch)]
+    return stages
 
 
 def label_stage(recipe: Recipe, folder: Path, number: int | str, iteration: Iteration, launch: Launch) -> Stage:

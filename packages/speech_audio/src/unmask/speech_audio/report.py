@@ -111,7 +111,7 @@ def _draw_clip(
     from matplotlib.figure import Figure
 
     rows = {"asked": panels["labels"][0], "answered": np.where(hidden, panels["predicted"][0], -1)}
-    *earlier, _ = strips.items() or [("", None)]  # the last labels are those that are asked for
+    earlier = list(strips.items())[:-1]  # the last labels are those that are asked for
     rows |= {name: strip for name, strip in earlier if strip is not None}
     figure = Figure(figsize=(11, 2.2 + 0.32 * len(rows)), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -103,10 +104,19 @@ def fit_logistic(
 ) -> Float[Tensor, "classes dim_plus_1"]:
     """Weights and, in the last column, biases that minimise the objective of `LinearProbe`, from `start`."""
     weight = start.clone().requires_grad_(True)
-    # Divided by C * n, so that the tolerance means the same for every strength and number of labels.
-    decay = 1.0 / (strength * len(x))
+    minimise([weight], lambda: penalised(_logits(weight, x), y, weight, strength), protocol)
+    return weight.detach()
+
+
+def penalised(logits: Tensor, y: Int[Tensor, "n"], weight: Tensor, strength: float) -> Float[Tensor, ""]:
+    """The objective of `LinearProbe`, divided by C * n: the tolerance then means the same for every strength and n."""
+    return F.cross_entropy(logits, y) + 0.5 / (strength * len(y)) * weight[:, :-1].square().sum()
+
+
+def minimise(parameters: list[Tensor], objective: Callable[[], Tensor], protocol: LinearProbe) -> None:
+    """Minimise an objective of the parameters in place, by L-BFGS on all the data."""
     optimizer = torch.optim.LBFGS(
-        [weight],
+        parameters,
         max_iter=protocol.max_iterations,
         tolerance_grad=protocol.tolerance,
         tolerance_change=0.0,
@@ -114,15 +124,14 @@ def fit_logistic(
         line_search_fn="strong_wolfe",
     )
 
-    def objective() -> Tensor:
+    def closure() -> Tensor:
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = F.cross_entropy(_logits(weight, x), y) + 0.5 * decay * weight[:, :-1].square().sum()
+            loss = objective()
         loss.backward()
         return loss
 
-    optimizer.step(objective)
-    return weight.detach()
+    optimizer.step(closure)
 
 
 def _logits(weight: Tensor, x: Tensor) -> Tensor:

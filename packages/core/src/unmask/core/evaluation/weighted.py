@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.core.evaluation.features import FeatureSplit, Splits
-from unmask.core.evaluation.linear import LinearProbe
+from unmask.core.evaluation.linear import LinearProbe, minimise, penalised, standardize
 
 _MIX_SCALE = 0.1  # the layers' logits move this much less per step than the classifier's weights
 
@@ -78,7 +78,7 @@ def weighted_probe(splits: Splits, layers: int, protocol: WeightedProbe | None =
     width, rest = divmod(splits.train.x.shape[1], layers)
     if rest:
         raise ValueError(f"features of {splits.train.x.shape[1]} values do not divide into {layers} layers")
-    train, val, test = _standardized(splits, layers)
+    train, val, test = (x.unflatten(1, (layers, -1)).movedim(1, 0).contiguous() for x in standardize(splits))
     classes = int(max(s.labels.max() for s in (splits.train, splits.val, splits.test))) + 1
     weight = torch.zeros(classes, width + 1, device=train.device)
     best: tuple[float, float, Tensor, Tensor] | None = None
@@ -93,17 +93,6 @@ def weighted_probe(splits: Splits, layers: int, protocol: WeightedProbe | None =
     return WeightedProbed(accuracy, val_accuracy, strength, _shares(mix).tolist(), train.shape[1])
 
 
-def _standardized(splits: Splits, layers: int) -> list[Float[Tensor, "layers n dim"]]:
-    """As `standardize`, with the layers in front."""
-    x = splits.train.x
-    mean, std, varies = x.mean(0), x.std(0, correction=0).clamp(min=1e-6), x.amax(0) != x.amin(0)
-    made = []
-    for split in (splits.train, splits.val, splits.test):
-        parts = (torch.where(varies, (split.x - mean) / std, 0.0)).unflatten(1, (layers, -1))
-        made.append(parts.movedim(1, 0).contiguous())
-    return made
-
-
 def _fit(
     x: Float[Tensor, "layers n dim"],
     y: Int[Tensor, "n"],
@@ -114,24 +103,8 @@ def _fit(
     """The classifier (biases in the last column) and what `_shares` makes the layers' weights of."""
     weight = start.clone().requires_grad_(True)
     mix = torch.zeros(len(x), device=x.device, requires_grad=len(x) > 1)
-    decay = 1.0 / (strength * x.shape[1])  # as in `fit_logistic`
-    optimizer = torch.optim.LBFGS(
-        [weight, mix] if len(x) > 1 else [weight],
-        max_iter=protocol.max_iterations,
-        tolerance_grad=protocol.tolerance,
-        tolerance_change=0.0,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-    )
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = F.cross_entropy(_logits(weight, mix, x), y) + 0.5 * decay * weight[:, :-1].square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(objective)
+    parameters = [weight, mix] if len(x) > 1 else [weight]
+    minimise(parameters, lambda: penalised(_logits(weight, mix, x), y, weight, strength), protocol)
     return weight.detach(), mix.detach()
 
 

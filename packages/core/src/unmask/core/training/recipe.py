@@ -344,7 +344,7 @@ def _build_problems(module: types.ModuleType, recipe: Recipe) -> list[str]:
     """What the method's `build` says against its settings, learnt without allocating its weights."""
     import torch
 
-    if recipe.stages is not None:
+    if hasattr(module, "planned"):
         try:
             recipe = module.planned(recipe)
         except ValueError as error:

@@ -101,11 +101,8 @@ def build(settings: Settings, data: DataSettings) -> HuBERT:
 
     Raises:
         ValueError: the data have no labels.
-        RuntimeError: they have label sets that nobody has looked into yet.
     """
     encoder = SpeechEncoder(settings.encoder)
-    if data.targets is None and data.label_sets:
-        raise RuntimeError("what data.label_sets hold is not known yet: call unmask.speech_audio.data.resolve first")
     if data.targets is None:
         raise ValueError(
             "HuBERT predicts labels, and data.label_sets names none. `unmask train` makes them (MFCC clusters first); "

@@ -12,7 +12,7 @@ clusters, RVQ stages, lengths, and equal weights 1/K for K targets, so that the 
 
 ``stages.teacher`` trains the models that layer targets come from; ``stages.compare`` names target sets, and a model of
 equal length is trained on each, with the same seed and masks. The last named set's model is the run itself. At the end
-every model is evaluated in the same way, beside the teacher, and the table is printed and written to RUN/study.json.
+every model is evaluated in the same way, the references once, and the table is printed and written to RUN/study.json.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from typing import Any
 from unmask.core.training.files import write_json
 from unmask.core.training.loop import Launch
 from unmask.core.training.recipe import Recipe
-from unmask.core.training.stages import Stage, run_stages
+from unmask.core.training.stages import run_stages
 from unmask.speech_audio.data import Settings as DataSettings
 from unmask.speech_audio.iterations import (
     Iteration,
     check_first,
     check_layers,
+    iteration_stages,
     label_stage,
     model_stage,
     one_iteration,
     planned_data,
+    stand_in,
 )
 from unmask.speech_audio.methods import hubert
 from unmask.speech_audio.methods.hubert import HuBERT, Settings
@@ -94,6 +96,8 @@ def planned(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: targets of layers that the model does not have.
     """
+    if recipe.stages is None:
+        return stand_in(recipe)
     depth = recipe.model.encoder.depth
     for i, iteration in enumerate(recipe.stages.teacher):
         check_layers(f"teacher.{i}", iteration.targets, depth)
@@ -104,12 +108,8 @@ def planned(recipe: Recipe) -> Recipe:
 
 def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
     """Train the teacher and every set but the last; give the recipe of the last."""
-    stages: list[Stage] = []
-    before: tuple[str, ...] = ()
-    for number, iteration in enumerate(recipe.stages.teacher, start=1):
-        stages += [label_stage(recipe, folder, number, iteration, launch)]
-        stages += [model_stage(one_iteration(recipe, folder, number, iteration), number, launch)]
-        before = (f"labels-{number}", f"model-{number}")
+    stages = iteration_stages(recipe, folder, recipe.stages.teacher, launch)
+    before = tuple(stage.name for stage in stages[-2:])  # the last teacher's labels and model
     *others, (last, iteration) = _sets(recipe.stages)
     for name, targets in others:
         stages += [replace(label_stage(recipe, folder, name, targets, launch), after=before)]
