@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -68,7 +68,8 @@ def check_method(
 
     Args:
         method: the method, on any device.
-        batch: at least three samples with different ids, on the same device.
+        batch: at least three samples with different ids, on the same device. Tensors have a row per sample; a ragged
+            batch, and the plans drawn for it, have ``take(rows)`` instead.
         corrupt: ``corrupt(batch, plan, value)`` gives the batch with `value` (NaN included) at every input value that
             belongs to a token hidden by ``plan.mask``.
         clock: when the draws are made; None is the middle of a run.
@@ -122,16 +123,13 @@ def draw_depends_on_key_alone(case: Case) -> None:
 
 def draw_ignores_the_rest_of_the_batch(case: Case) -> None:
     """A sample gets the same plan alone, in the batch, and in the batch turned round."""
-    whole, n = _by_sample(case.draw()), len(case.batch.ids)
-    turned = _by_sample(case.draw(map_tensors(case.batch, lambda t: t.flip(0))))
-    for name, tensor in whole.items():
-        same = tensor.flip(0) if _per_sample(tensor, n) else tensor
-        assert torch.equal(same, turned[name]), f"{name} depends on a sample's place in the batch"
+    whole, n = case.draw(), len(case.batch.ids)
+    backwards = range(n - 1, -1, -1)
+    if name := _differing(whole, backwards, case.draw(_take(case.batch, backwards)), n):
+        raise AssertionError(f"{name} depends on a sample's place in the batch")
     for i in range(n):
-        alone = _by_sample(case.draw(_rows(case.batch, i)))
-        for name, tensor in whole.items():
-            row = tensor[i : i + 1] if _per_sample(tensor, n) else tensor
-            assert torch.equal(row, alone[name]), f"{name} of sample {i} differs when it is drawn alone"
+        if name := _differing(whole, [i], case.draw(_take(case.batch, [i])), n):
+            raise AssertionError(f"{name} of sample {i} differs when it is drawn alone")
 
 
 def masks_are_consistent(case: Case) -> None:
@@ -314,8 +312,8 @@ def encode_never_masks(case: Case) -> None:
     with _train_without_dropout(case.method):
         trained = case.method.encode(case.batch).tokens
     assert torch.equal(tokens, trained), "encode differs between eval and train mode"
-    alone = case.method.encode(_rows(case.batch, 0)).tokens
-    assert torch.allclose(tokens[:1], alone, rtol=1e-3, atol=1e-4), (
+    alone = case.method.encode(_take(case.batch, [0])).tokens
+    assert torch.allclose(tokens[:1, : alone.shape[1]], alone, rtol=1e-3, atol=1e-4), (
         "a sample's features depend on the rest of the batch"
     )
 
@@ -323,11 +321,11 @@ def encode_never_masks(case: Case) -> None:
 @torch.no_grad()
 def encode_keeps_spatial_order(case: Case) -> None:
     """Overwriting the input of one token changes the features most at that token: all are seen, and in their places."""
-    plan = case.draw(_rows(case.batch, 0))
+    plan = case.draw(_take(case.batch, [0]))
     count = plan.mask.hidden.shape[1]
     real = (plan.mask.hidden | plan.mask.visible)[0].nonzero()[:, 0]  # padding has no input to overwrite
     picked = real[torch.linspace(0, len(real) - 1, min(len(real), 16)).round().long().to(real.device)]
-    batch = map_tensors(case.batch, lambda t: t[:1].expand(len(picked), *t.shape[1:]))
+    batch = _take(case.batch, [0] * len(picked))
     only = torch.zeros(len(picked), count, dtype=torch.bool, device=picked.device).scatter_(1, picked[:, None], True)
     changed = case.corrupt(batch, replace(plan, mask=Mask.from_hidden(only)), 3.0)
     before, after = case.method.encode(batch), case.method.encode(changed)
@@ -415,8 +413,22 @@ def _per_sample(tensor: Tensor, n: int) -> bool:
     return tensor.dim() > 0 and len(tensor) == n
 
 
-def _rows(batch: Any, i: int) -> Any:
-    return map_tensors(batch, lambda t: t[i : i + 1])
+def _take(value: Any, rows: Sequence[int]) -> Any:
+    """A batch or plan of these samples only; ragged ones know how themselves."""
+    if hasattr(value, "take"):
+        return value.take(rows)
+    return map_tensors(value, lambda t: t[torch.as_tensor(rows, device=t.device)])
+
+
+def _differing(plan: Any, rows: Sequence[int], other: Any, n: int) -> str | None:
+    """What differs between these samples' part of a plan and another plan; None where nothing does."""
+    if hasattr(plan, "take"):
+        plan = plan.take(rows)
+        pairs = ((f.name, getattr(plan, f.name), getattr(other, f.name)) for f in fields(plan))
+        return next((name for name, one, two in pairs if not _equal(one, two)), None)
+    whole, part = _by_sample(plan), _by_sample(other)
+    chosen = {name: t[list(rows)] if _per_sample(t, n) else t for name, t in whole.items()}
+    return next((name for name, t in chosen.items() if not torch.equal(t, part[name])), None)
 
 
 def _hidden_entries(case: Case, plan: Any, name: str) -> Tensor:

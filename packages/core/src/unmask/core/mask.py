@@ -7,6 +7,7 @@ outside: a mask counts only the tokens that can be hidden.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -177,6 +178,15 @@ class Mask:
         if self.num_visible is not None and self.valid is None:
             return Indices(self.order[:, self.num_visible :])
         return self._slots(self.visible.sum(1), self.hidden.sum(1))
+
+    def take(self, rows: Sequence[int]) -> Mask:
+        """The mask of these samples, no wider than the longest of them."""
+        chosen = torch.as_tensor(rows, device=self.hidden.device)
+        width = self.hidden.shape[1] if self.valid is None else int(self.valid[chosen].sum(1).max())
+        parts = (None if t is None else t[chosen, :width] for t in (self.hidden, self.drawn_order, self.valid))
+        hidden, order, valid = parts
+        assert hidden is not None
+        return Mask(hidden, order, self.num_visible, valid)
 
     def _slots(self, start: Int[Tensor, "batch"], lengths: Int[Tensor, "batch"]) -> Indices:
         slot = torch.arange(int(lengths.max()), device=self.order.device)

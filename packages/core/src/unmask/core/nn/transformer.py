@@ -9,8 +9,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from unmask.core.nn.packed import grouped_attention
 
 Norm = Literal["pre", "post"]
 
@@ -43,6 +45,8 @@ class Attention(nn.Module):
         bias: Float[Tensor, "heads tokens tokens"] | None = None,
         valid: Bool[Tensor, "batch tokens"] | None = None,
         last: int | None = None,
+        position: Float[Tensor, "batch tokens dim"] | None = None,
+        sizes: Int[Tensor, "kinds 2"] | None = None,
     ) -> Float[Tensor, "batch out_tokens dim"]:
         """Attend from every token to every valid one.
 
@@ -51,8 +55,19 @@ class Attention(nn.Module):
             bias: added to the attention logits.
             valid: False = padding, which nothing attends to.
             last: compute the answers of this many tokens at the end only; they attend to all.
+            position: added to what queries and keys are computed from, and not to what values are.
+            sizes: x is one row of sets, grouped by `unmask.core.nn.packed.Groups`, with these sizes; a token attends to
+                its own set only. Goes with none of bias, valid and last.
         """
-        q, k, v = self._queries_keys_values(x, last)
+        if position is not None:
+            q, k, v = self._with_position(x, position)
+        else:
+            q, k, v = self._queries_keys_values(x, last)
+        if sizes is not None:
+            assert bias is None and valid is None and last is None, "sets go without bias, padding and `last`"
+            dropout = self.attn_drop.p if self.attn_drop.training else 0.0
+            out = grouped_attention(q, k, v, sizes, dropout)
+            return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
         bias = bias if bias is None or last is None else bias[:, -last:]
         mask = _attention_mask(bias, valid, q.dtype)
         dropout = self.attn_drop.p if self.attn_drop.training else 0.0
@@ -68,6 +83,14 @@ class Attention(nn.Module):
         bias_q, bias_kv = self.qkv.bias.split([d, 2 * d])
         q = F.linear(x[:, -last:], of_q, bias_q).view(b, last, self.heads, d // self.heads).transpose(1, 2)
         k, v = F.linear(x, of_kv, bias_kv).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _with_position(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b, n, d = x.shape
+        of_qk, of_v = self.qkv.weight.split([2 * d, d])
+        bias_qk, bias_v = self.qkv.bias.split([2 * d, d])
+        q, k = F.linear(x + position, of_qk, bias_qk).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        v = F.linear(x, of_v, bias_v).view(b, n, self.heads, d // self.heads).transpose(1, 2)
         return q, k, v
 
 
@@ -169,9 +192,12 @@ class Block(nn.Module):
         bias: Float[Tensor, "heads tokens tokens"] | None = None,
         valid: Bool[Tensor, "batch tokens"] | None = None,
         last: int | None = None,
+        position: Float[Tensor, "batch tokens dim"] | None = None,
+        sizes: Int[Tensor, "kinds 2"] | None = None,
     ) -> Float[Tensor, "batch out_tokens dim"]:
         """See `Attention.forward` for the arguments."""
-        attended = self.drop_path(self.ls1(self.attn(x if self.post_norm else self.norm1(x), bias, valid, last)))
+        entering = x if self.post_norm else self.norm1(x)
+        attended = self.drop_path(self.ls1(self.attn(entering, bias, valid, last, position, sizes)))
         x = (x if last is None else x[:, -last:]) + attended
         if self.post_norm:
             x = self.norm1(x)
