@@ -1,10 +1,11 @@
-"""Run a comparison of vision methods: every method, budget and seed, each trained and evaluated, one JSON at the end.
+"""Run a comparison of methods: every method, budget and seed, each trained and evaluated, one JSON at the end.
 
     python tools/benchmark.py --jobs 2 --threads 1 --out benchmarks/vision/mnist5k.json
+    python tools/benchmark.py --data ldraw --variants geomae geomae-occupancy geomae-centroid geomae-normal --out ...
     python tools/benchmark.py --data fmnist --budgets 80000 320000 1280000 --device cuda --jobs 8 --out ...
 
 Every run is a directory under --runs; a finished one is not run again, so an interrupted comparison goes on where it
-stopped. The protocol is benchmarks/vision/PROTOCOL.md.
+stopped. The protocols are benchmarks/vision/PROTOCOL.md and benchmarks/pointcloud/PROTOCOL.md.
 """
 
 from __future__ import annotations
@@ -23,11 +24,26 @@ from typing import Any
 
 from machine import about
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("vision/mae", {}),
     "simmim": ("vision/simmim", {}),
     **{f"colormae-{c}": ("vision/colormae", {"model.color": c}) for c in ("red", "green", "blue", "purple")},
+    "geomae": ("pointcloud/geomae", {}),
 }
+
+
+def without(*terms: str) -> tuple[str, dict[str, Any]]:
+    """GeoMAE with fewer targets."""
+    return "pointcloud/geomae", {f"model.weights.{term}": 0.0 for term in terms}
+
+
+CENTROIDS = ("low", "med", "top")
+VARIANTS |= {
+    "geomae-occupancy": without(*CENTROIDS, "normal", "curvature"),
+    "geomae-centroid": without("normal", "curvature"),
+    "geomae-normal": without("curvature"),
+}
+VISION = [name for name, (method, _) in VARIANTS.items() if method.startswith("vision/")]
 
 
 def run_one(variant: str, data: str, images: int, seed: int, folder: Path, device: str, epochs: int) -> None:
@@ -35,17 +51,18 @@ def run_one(variant: str, data: str, images: int, seed: int, folder: Path, devic
     import torch
 
     torch.set_num_threads(int(os.environ.get("UNMASK_THREADS", "2")))
+    from unmask.core import registry
     from unmask.core.training.loop import train
     from unmask.core.training.recipe import load_recipe
-    from unmask.vision.evaluation import evaluate
 
     method, settings = VARIANTS[variant]
+    evaluation = registry.load_part(method, "evaluation")
     overrides = {**settings, "seed": seed, "data.source": data}
     overrides["schedule.steps"] = images // load_recipe(method, "tiny").training.batch_size
     start = time.perf_counter()
     train(load_recipe(method, "tiny", overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
     trained = time.perf_counter()
-    evaluate(folder, device=device, quick=epochs == 0, seed=seed, epochs=epochs or None)
+    evaluation.evaluate(folder, device=device, quick=epochs == 0, seed=seed, epochs=epochs or None)
     seconds = {"train_seconds": trained - start, "evaluate_seconds": time.perf_counter() - trained}
     (folder / "done.json").write_text(json.dumps(seconds))
 
@@ -107,8 +124,10 @@ def collect(runs: Path, variants: list[str], budgets: list[int], seeds: list[int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist5k", help="a carrier's name or a folder (default mnist5k)")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--budgets", nargs="+", type=int, default=[5_000, 20_000, 80_000], help="images seen")
+    parser.add_argument(
+        "--variants", nargs="+", default=VISION, choices=list(VARIANTS), metavar="VARIANT", help=", ".join(VARIANTS)
+    )
+    parser.add_argument("--budgets", nargs="+", type=int, default=[5_000, 20_000, 80_000], help="samples seen")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where the run directories go")
     parser.add_argument("--out", type=Path, help="the JSON to write; its rows of other variants and budgets stay")
@@ -157,7 +176,7 @@ def main() -> None:
     result = {
         **about(args.device),
         "threads": args.threads,
-        "protocol": "benchmarks/vision/PROTOCOL.md",
+        "protocol": f"benchmarks/{VARIANTS[args.variants[0]][0].split('/')[0]}/PROTOCOL.md",
         "data": args.data,
         "rows": rows,
     }

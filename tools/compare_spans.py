@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import about
+from machine import about, interleaved
 from torchaudio.models.wav2vec2.components import _compute_mask_indices as torchaudio_spans
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices as transformers_spans
 
@@ -63,19 +61,6 @@ def contenders(batch: int, frames: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(draws: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds over interleaved repetitions."""
-    times: dict[str, list[float]] = {name: [] for name in draws}
-    rng = np.random.default_rng(0)
-    for _ in range(repeats):
-        for name in rng.permutation(list(draws)):
-            draws[name]()
-            start = time.perf_counter()
-            draws[name]()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(ms) for name, ms in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32, 128])
@@ -87,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     result = {}
     for batch in args.batch:
-        times = result[str(batch)] = measure(contenders(batch, args.frames), args.repeats)
+        times = result[str(batch)] = interleaved(contenders(batch, args.frames), args.repeats)
         print(f"median ms for {batch} masks of {args.frames} frames, {args.threads} thread(s)")
         for name, ms in times.items():
             print(f"  {name:26s} {ms:9.3f}  {ms / times['unmask']:7.1f} x unmask")

@@ -1,11 +1,14 @@
-"""What a result file says of the run that made it: command, date, hardware, threads, versions."""
+"""What the comparisons share: what a result file says of the run that made it, and timing in turns."""
 
 from __future__ import annotations
 
 import os
 import platform
+import random
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,3 +38,20 @@ def about(device: str = "cpu", packages: tuple[str, ...] = ()) -> dict[str, Any]
         "threads": torch.get_num_threads(),
         "versions": versions | {name: metadata.version(name) for name in packages},
     }
+
+
+def interleaved(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each contender.
+
+    Every repetition runs all of them once, in a new random order, each after a call that is not timed: who follows a
+    slow one would find cold caches.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    order = random.Random(0)
+    for _ in range(repeats):
+        for name in order.sample(list(contenders), len(contenders)):
+            contenders[name]()
+            start = time.perf_counter()
+            contenders[name]()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(ms) for name, ms in times.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import os
 import sys
 import tarfile
 import time
@@ -82,7 +83,7 @@ def test_pip_fetches_once_then_the_cache_serves(tmp_path, clients, capsys):
     assert fetch(toy) == place
     assert capsys.readouterr().err == ""
     [call] = calls(tmp_path)
-    assert call.startswith("pip download --no-deps --only-binary :all:") and call.endswith("toy==1.0")
+    assert call.startswith("pip download --no-deps") and call.endswith("--only-binary :all: toy==1.0")
     with Archive(place) as archive:
         assert archive.names() == ["toy/data.csv"] and archive.read("toy/data.csv") == b"1,2,3"
         with pytest.raises(CarrierError, match=r"no file 'toy/other'"):
@@ -105,6 +106,52 @@ def test_uv_runs_pip_where_pip_is_broken(tmp_path, clients):
     clients("uv", f"/bin/cp {made} .")
     assert fetch(carrier(made, "pip")).is_file()
     assert calls(tmp_path)[-1].startswith("uv tool run pip download")
+
+
+def source_archive(tmp_path: Path, marker: Path) -> Path:
+    """A source archive that would touch `marker` if pip built it: by setup.py or by the backend it carries."""
+    made = tmp_path / "offered" / "toy-1.0.tar.gz"
+    made.parent.mkdir()
+    touch = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
+    files = {
+        "pyproject.toml": '[build-system]\nrequires = ["toy-builder"]\nbuild-backend = "toybuilder.api"\n',
+        "setup.py": touch,
+        "toybuilder/api.py": touch,
+        "tests/data.csv": "1,2,3",
+    }
+    with tarfile.open(made, "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"toy-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return made
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")
+def test_a_source_archive_is_fetched_by_pip_itself_without_running_any_of_it(tmp_path, monkeypatch):
+    marker = tmp_path / "ran"
+    made = source_archive(tmp_path, marker)
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(made.parent), "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    toy = replace(carrier(made, "pip"), backend="toybuilder.api")
+    place = fetch(toy)
+    assert place == path(toy) and place.name.endswith(".tar.gz") and place.read_bytes() == made.read_bytes()
+    assert not marker.exists()
+    with Archive(place) as archive:
+        assert archive.read("toy-1.0/tests/data.csv") == b"1,2,3" and len(archive.names()) == 4
+
+
+def test_pip_is_told_the_hash_of_a_source_archive_and_where_the_stand_in_is(tmp_path, clients, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    made = source_archive(tmp_path, tmp_path / "ran")
+    clients("pip", f'/bin/cp wanted.txt {tmp_path}; echo "$PYTHONPATH" > {tmp_path}/where; /bin/cp {made} .')
+    toy = replace(carrier(made, "pip"), package="a-toy", backend="toybuilder.api")
+    fetch(toy)
+    [call] = calls(tmp_path)
+    assert call.endswith("--no-binary a-toy --no-build-isolation --require-hashes --requirement wanted.txt")
+    assert (tmp_path / "wanted.txt").read_text() == f"a-toy==1.0 --hash={toy.digest}\n"
+    stand_in, mine = (tmp_path / "where").read_text().strip().split(os.pathsep)
+    assert stand_in.endswith("stand-in") and mine == "mine"
 
 
 def test_npm_pack_runs_no_scripts(tmp_path, clients):
@@ -195,6 +242,7 @@ def test_every_domains_carriers_are_listed_and_complete():
         assert found.name == name and found.licence and found.source and found.holds and found.size > 0
         kind, _, digest = found.digest.partition(":")
         assert (kind in ("sha1", "sha256") and len(digest) >= 16) or (found.registry == "apt" and not found.digest)
+        assert not found.backend or (kind == "sha256" and len(digest) == 64)
 
 
 def test_a_set_of_several_archives_is_listed_fetched_and_named_as_one(tmp_path, clients, monkeypatch, capsys):

