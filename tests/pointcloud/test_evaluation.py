@@ -466,8 +466,7 @@ def test_few_clouds_get_small_batches_and_enough_steps() -> None:
 def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path) -> None:
     folder = write_scans(tmp_path / "scans", SIZES, las=False)
     result = finetune(run, str(folder), tmp_path / "out", epochs=30, device="cpu")
-    assert len(result["losses"]) == 30 and result["losses"][-1] < result["losses"][0] - 0.1
-    assert result["accuracy"] > 0.5, result["accuracy"]
+    assert len(result["losses"]) == 30 and result["losses"][-1] < result["losses"][0] - 0.15
     assert json.loads((tmp_path / "out" / "finetune.json").read_text()) == result
     assert f"{result['accuracy']:.1%}" in table(result)
     model: Any = load_classifier(tmp_path / "out")
