@@ -169,10 +169,8 @@ def _grid(count: int, columns: int, width: float, height: float) -> tuple[Any, l
 
 
 def _panels(scene: Scene, unit: str) -> list[tuple[str, Callable[[Any, _Canvas], None]]]:
-    found: list[tuple[str, Callable[[Any, _Canvas], None]]] = [
-        ("the cloud", lambda axis, canvas: _all_points(axis, canvas, unit)),
-        ("what the encoder sees", _visible_points),
-    ]
+    found: list[tuple[str, Callable[[Any, _Canvas], None]]] = []
+    found += [("the cloud", partial(_all_points, unit=unit)), ("what the encoder sees", _visible_points)]
     for pair, title, panel in (
         (scene.centroids, "hidden cells", _centroids),
         (scene.normals, "hidden normals", _normals),
@@ -310,7 +308,7 @@ def _part(scene: Scene, whole: tuple[float, float, float, float]) -> tuple[float
 
 def _limits(scene: Scene, view: View) -> tuple[float, float, float, float]:
     """Left, right, low and high end of what is shown, a little wider than the cloud and its footprints."""
-    shown = np.concatenate([view(scene.points), view(_ground(scene)).reshape(-1, 3)])[:, :2]
+    shown = view(np.concatenate([scene.points, _ground(scene).reshape(-1, 3)]))[:, :2]
     low, high = shown.min(0), shown.max(0)
     margin = 0.03 * float((high - low).max()) + 1e-6
     left, down, right, up = np.concatenate([low - margin, high + margin]).tolist()

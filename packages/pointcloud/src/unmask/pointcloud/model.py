@@ -63,7 +63,8 @@ class CloudEncoder(nn.Module):
         if isinstance(given, str | Path):
             cloud = read_cloud(given)
         else:
-            cloud = given if isinstance(given, Cloud) else self._of_array(np.asarray(given), name)
+            array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+            cloud = array if isinstance(array, Cloud) else self._of_array(np.asarray(array), name)
         points, _ = prepare(cloud, self.settings, name)
         sample_id, most = stable_id(name), self.settings.max_points
         if most is not None and len(points) > most:

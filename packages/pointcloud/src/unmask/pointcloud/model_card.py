@@ -172,7 +172,7 @@ def public_name(source: str) -> str:
 
 
 def _scores(path: Path) -> str:
-    values = {name: value for name, value in _json(path).items() if name != "run"}
+    values = {name: value for name, value in _json(path).items() if name not in ("run", "note")}  # they name folders
     if "data" in values:
         values["data"] = public_name(values["data"])
     return f"From the run's `evaluation.json`:\n\n```json\n{json.dumps(values, indent=2)}\n```" if values else ""

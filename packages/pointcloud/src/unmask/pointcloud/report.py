@@ -35,7 +35,8 @@ _TERMS = {
 _TERMS_NOTE = (
     "Each term before it is weighted. Answering 0 everywhere costs exactly ln 2 for which cells hold points and 1/3 "
     "for normals; for centroids 1/3 if points lie anywhere in their cell (its middle would cost 1/12), and for "
-    "curvature between 1/9 (scattered) and 1/3 (lines)."
+    "curvature between 1/9 (scattered) and 1/3 (lines). Which cells hold points costs the entropy of their share, "
+    "0.20 at 5 %, if that share is answered everywhere: a model has learned something below that."
 )
 
 
