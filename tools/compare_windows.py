@@ -39,7 +39,8 @@ class Padded:
     """The same encoder with every window padded to window x window slots."""
 
     def __init__(self, encoder: WindowTransformer, pillars: Tensor) -> None:
-        self.encoder, self.parts = encoder, [self._slots(pillars, s) for s in (0, encoder.window // 2)]
+        self.encoder = encoder
+        self.parts = [self._slots(pillars, shift) for shift in (0, encoder.window // 2)]
 
     def _slots(self, pillars: Tensor, shift: int) -> tuple[Tensor, Tensor, Tensor]:
         """For every token its window and slot, and which slots are real."""
