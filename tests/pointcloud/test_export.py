@@ -260,7 +260,7 @@ def test_clouds_that_cannot_be_prepared(exported: Path, tmp_path: Path) -> None:
 
 def test_a_batch_without_points_in_range_is_refused(exported: Path) -> None:
     far = PointBatch(torch.full((4, 4), 50.0), torch.tensor([0, 4]), torch.tensor([0]))
-    with pytest.raises(UnmaskError, match="no point inside the range"):
+    with pytest.raises(UnmaskError, match="no point inside data"):
         unmask.pointcloud.load(exported)(far)
 
 

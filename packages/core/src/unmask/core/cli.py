@@ -347,7 +347,10 @@ def evaluate(
     device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Leave out what takes longest: fine-tuning (images), acoustic detail (speech)."),
+        typer.Option(
+            "--quick",
+            help="Leave out what takes longest: fine-tuning (images, point clouds), acoustic detail (speech).",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -377,7 +380,7 @@ def finetune(
     seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a run's encoder further, with a classifier on top, on labelled data (images)."""
+    """Train a run's encoder further, with a classifier on top, on labelled data (images, point clouds)."""
     part = registry.load_part(_method_of(run), "evaluation")
     options = {} if epochs is None else {"epochs": epochs}
     result = part.finetune(run, data, out or run / "finetune", seed=seed, **options)
@@ -424,7 +427,8 @@ def export(
         str | None,
         typer.Option(
             help="Images: `timm` (the encoder; the default) or `transformers` (the whole model). Speech: "
-            "`transformers` (the default) or `torchaudio`."
+            "`transformers` (the default) or `torchaudio`. Point clouds: `unmask` (the whole model; the default) or "
+            "`sst` (the encoder, by the names of the SST detectors)."
         ),
     ] = None,
 ) -> None:

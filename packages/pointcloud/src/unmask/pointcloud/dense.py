@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import Advance, progress_bar, stand_ins
+from unmask.core.evaluation.features import stand_ins
 from unmask.core.evaluation.linear import LinearProbe, fit_logistic
 from unmask.core.method import to_device
+from unmask.core.progress import Advance, progress_bar
 from unmask.core.randomness import Key
 from unmask.core.training.position import batches
 from unmask.pointcloud.batches import PointBatch

@@ -60,7 +60,7 @@ from jaxtyping import Int, Int8
 from torch import Tensor
 
 from unmask.core.carriers import Archive, CarrierError, cache_dir, fetch, say, staging
-from unmask.core.evaluation.features import progress_bar
+from unmask.core.progress import progress_bar
 from unmask.core.randomness import stable_id
 from unmask.core.splits import assign
 from unmask.pointcloud import airborne, ldraw, shapes

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from unmask.core.evaluation.features import epoch_batches, pick_device, progress_bar, stand_ins
+from unmask.core.evaluation.features import epoch_batches, pick_device, stand_ins
 from unmask.core.method import to_device
+from unmask.core.progress import progress_bar
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.core.training.files import write_atomically
 from unmask.pointcloud.data import PointClouds, collate, open_split

@@ -8,17 +8,19 @@ structures ahead, so that its forward pass is arithmetic only.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from unmask.core.errors import UnmaskError
 from unmask.core.method import Features
 from unmask.core.nn.packed import Groups
 from unmask.core.nn.transformer import Block
-from unmask.pointcloud.voxels import VoxelGrid, Voxels, segment_max, segment_mean
+from unmask.pointcloud.batches import PointBatch
+from unmask.pointcloud.voxels import VoxelGrid, Voxels, segment_max, segment_mean, voxelise
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -209,6 +211,26 @@ class PillarFeatures(Features):
     def per_point(self) -> tuple[Int[Tensor, "kept"], Float[Tensor, "kept dim"]]:
         """Rows of the batch's points that lie in a pillar, and the vector of that pillar for each."""
         return self.voxels.order, self.packed[self.voxels.pillar_of]
+
+
+def encode(batch: PointBatch, pillar_encoder: PillarEncoder, backbone: Any) -> PillarFeatures:
+    """Features of whole clouds: every pillar that holds points goes through both networks.
+
+    Args:
+        batch: the clouds.
+        pillar_encoder: points to one vector per pillar.
+        backbone: from these to as many, each having seen others; see the interface above.
+
+    Raises:
+        UnmaskError: a cloud of the batch has no point inside the range.
+    """
+    grid = pillar_encoder.grid
+    voxels = voxelise(batch.points, batch.offsets, grid)
+    if not bool(voxels.offsets.diff().all()):
+        raise UnmaskError(
+            f"a cloud of the batch has no point inside data.range, {grid.bounds}: move it there, or leave it out"
+        )
+    return pad(backbone(pillar_encoder(batch.points, voxels), backbone.partition(voxels.pillars, grid.shape)), voxels)
 
 
 def pad(x: Float[Tensor, "pillars dim"], voxels: Voxels) -> PillarFeatures:

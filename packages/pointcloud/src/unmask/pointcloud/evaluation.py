@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.core.evaluation.features import FeatureSplit, Splits, extract, pick_device, progress_bar
+from unmask.core.evaluation.features import FeatureSplit, Splits, extract, pick_device
 from unmask.core.evaluation.finetune import FineTuning
 from unmask.core.evaluation.knn import KNN, knn_accuracy
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve
 from unmask.core.evaluation.rankme import deviation, rankme
+from unmask.core.progress import progress_bar
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.core.training.files import write_json
 from unmask.core.training.rundir import metrics_until

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import pick_device, progress_bar
+from unmask.core.evaluation.features import pick_device
 from unmask.core.evaluation.finetune import Classifier, FineTuned, FineTuning, fine_tune
+from unmask.core.progress import progress_bar
 from unmask.core.training import checkpoint
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.core.training.files import write_json, write_text

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from unmask.core.errors import UnmaskError
 from unmask.core.method import to_device
 from unmask.core.randomness import Key, stable_id
-from unmask.pointcloud.augment import prepare
+from unmask.pointcloud.augment import prepare, subset
 from unmask.pointcloud.batches import PointBatch, Sample, collate
-from unmask.pointcloud.encoders import PillarEncoder, PillarFeatures, pad
-from unmask.pointcloud.extent import inside
+from unmask.pointcloud.encoders import PillarEncoder, PillarFeatures, encode
 from unmask.pointcloud.readers import WIDTHS, Cloud, clean, read_cloud
 from unmask.pointcloud.settings import Settings
-from unmask.pointcloud.voxels import voxelise
 
 Given = str | Path | Tensor | np.ndarray | Cloud
 
@@ -66,12 +64,9 @@ class CloudEncoder(nn.Module):
             array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
             cloud = array if isinstance(array, Cloud) else self._of_array(np.asarray(array), name)
         points, _ = prepare(cloud, self.settings, name)
-        sample_id, most = stable_id(name), self.settings.max_points
-        if most is not None and len(points) > most:
-            rows = inside(points, self.settings.range).nonzero()[0]
-            if len(rows) > most:
-                key = Key.of(0, torch.tensor([sample_id])).stream("subset of points")
-                rows = np.sort(rows[key.permutation(len(rows))[0, :most].numpy()])
+        sample_id = stable_id(name)
+        rows = subset(points, self.settings, Key.of(0, torch.tensor([sample_id])))
+        if rows is not None:
             points = points[rows]
         return Sample(torch.from_numpy(points), sample_id)
 
@@ -93,8 +88,4 @@ class CloudEncoder(nn.Module):
         Raises:
             UnmaskError: a cloud of the batch has no point inside the range.
         """
-        voxels = voxelise(batch.points, batch.offsets, self.grid)
-        if not bool(voxels.offsets.diff().all()):
-            raise UnmaskError(f"a cloud has no point inside the range {self.grid.bounds}; see data.range")
-        structure = self.encoder.partition(voxels.pillars, self.grid.shape)
-        return pad(self.encoder(self.pillar_encoder(batch.points, voxels), structure), voxels)
+        return encode(batch, self.pillar_encoder, self.encoder)

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import progress_bar
+from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key, SampleKey
 from unmask.speech_audio.decode import CorruptAudioError
 from unmask.speech_audio.features import Feature

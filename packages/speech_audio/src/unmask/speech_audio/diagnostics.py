@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from unmask.core.evaluation.features import progress_bar
+from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key
 from unmask.speech_audio.features import RATE, log_f0
 from unmask.speech_audio.labels import LabelSet

@@ -36,7 +36,7 @@ from jaxtyping import Int, Int8
 from torch import Tensor
 
 from unmask.core.carriers import Archive, Carrier, CarrierError, cache_dir, fetch, say, staging
-from unmask.core.evaluation.features import progress_bar
+from unmask.core.progress import progress_bar
 from unmask.core.randomness import stable_id
 from unmask.core.splits import assign, drop_duplicates
 from unmask.speech_audio.carriers import CARRIERS, LANGUAGES

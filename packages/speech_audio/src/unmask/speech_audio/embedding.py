@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.core.evaluation.features import Advance, pick_device, progress_bar, stand_ins
+from unmask.core.evaluation.features import pick_device, stand_ins
 from unmask.core.method import to_device
+from unmask.core.progress import Advance, progress_bar
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.files import write_atomically
 from unmask.core.training.position import batches

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.core.evaluation.features import Advance, FeatureSplit, stand_ins
+from unmask.core.evaluation.features import FeatureSplit, stand_ins
 from unmask.core.evaluation.weighted import layer_of
 from unmask.core.method import to_device
+from unmask.core.progress import Advance
 from unmask.core.randomness import Key
 from unmask.core.training.checkpoint import LoadedRun
 from unmask.core.training.position import batches

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import pick_device, progress_bar
+from unmask.core.evaluation.features import pick_device
 from unmask.core.evaluation.knn import KNN
 from unmask.core.evaluation.linear import LinearProbe
 from unmask.core.evaluation.weighted import WeightedProbe
+from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.core.training.files import write_json

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.core.carriers import CarrierError, cache_dir, say, staging
-from unmask.core.evaluation.features import progress_bar
+from unmask.core.progress import progress_bar
 from unmask.speech_audio.decode import CorruptAudioError, Header, examine
 
 _FORMAT = 1  # raise when `examine` finds other things

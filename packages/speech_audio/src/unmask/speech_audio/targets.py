@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import Advance, progress_bar
+from unmask.core.progress import Advance, progress_bar
 from unmask.speech_audio.clustering import (
     KMeansSettings,
     Positive,

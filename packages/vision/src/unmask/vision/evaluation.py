@@ -21,20 +21,13 @@ from torch import Tensor, nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import (
-    FeatureSplit,
-    Splits,
-    epoch_batches,
-    extract,
-    pick_device,
-    progress_bar,
-    stand_ins,
-)
+from unmask.core.evaluation.features import FeatureSplit, Splits, epoch_batches, extract, pick_device, stand_ins
 from unmask.core.evaluation.finetune import Classifier, FineTuned, FineTuning, fine_tune
 from unmask.core.evaluation.knn import KNN, knn_accuracy
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve
 from unmask.core.evaluation.rankme import deviation, rankme
 from unmask.core.method import to_device
+from unmask.core.progress import progress_bar
 from unmask.core.training import checkpoint
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.core.training.files import write_atomically, write_json, write_text

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +12,9 @@ from torch import Tensor
 
 from unmask.core.errors import UnmaskError
 from unmask.core.method import to_device
+from unmask.core.progress import Advance
 from unmask.core.randomness import Key
 from unmask.core.training.position import batches
-
-Advance = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
@@ -145,15 +142,3 @@ def pick_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise UnmaskError(f"--device {device} cannot be used here ({reason}); choose cpu or auto") from None
-
-
-@contextmanager
-def progress_bar(text: str, total: int) -> Iterator[Advance]:
-    """A progress bar on stderr, where that is a terminal; the value takes the number of samples just done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda n: bar.advance(task, n)

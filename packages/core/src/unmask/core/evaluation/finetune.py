@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.core.evaluation.features import Advance, epoch_batches, stand_ins
+from unmask.core.evaluation.features import epoch_batches, stand_ins
 from unmask.core.method import Clock, to_device
 from unmask.core.nn.transformer import DropPath
+from unmask.core.progress import Advance
 from unmask.core.randomness import epoch_order
 from unmask.core.training.groups import decays
 from unmask.core.training.position import batches

@@ -50,8 +50,8 @@ from unmask.pointcloud.encoders import (
     Windows,
     WindowSettings,
     WindowTransformer,
+    encode,
     init_weights,
-    pad,
     valid_pillars,
 )
 from unmask.pointcloud.geometry import GeometryTargets, geometry_targets
@@ -322,11 +322,7 @@ class GeoMAE(nn.Module):
         Raises:
             UnmaskError: a cloud of the batch has no point inside the range.
         """
-        voxels = voxelise(batch.points, batch.offsets, self.grid)
-        if not bool(voxels.offsets.diff().all()):
-            raise UnmaskError("a cloud of the batch has no point inside data.range: move it there, or leave it out")
-        structure = self.encoder.partition(voxels.pillars, self.grid.shape)
-        return pad(self.encoder(self.pillar_encoder(batch.points, voxels), structure), voxels)
+        return encode(batch, self.pillar_encoder, self.encoder)
 
     @torch.no_grad()
     def picture(self, batch: PointBatch, plan: GeoMAEPlan) -> dict[str, Float[Tensor, "batch 1 rows columns"]]:
