@@ -19,6 +19,7 @@ MEASURES = {
     "finetune": "fine-tuned",
     "rankme": "RankMe",
 }
+REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels", "coordinates": "statistics of coordinates"}
 
 
 def cell(row: dict[str, Any], name: str) -> str:
@@ -40,11 +41,13 @@ def lines(result: dict[str, Any]) -> list[list[str]]:
         [row["variant"], f"{row['images']:,}", cell(row, "val_loss"), *(cell(row, f"trained.{m}") for m in MEASURES)]
         for row in rows
     ]
-    for variant in ("mae", "simmim"):
+    for variant in ("mae", "simmim", "geomae"):
         longest = next((row for row in rows if row["variant"] == variant), None)
         if longest is not None:
-            for kind, name in (("random", "untrained encoder"), ("pixels", "raw pixels")):
-                table.append([f"{name} ({variant})", "0", "–", *(cell(longest, f"{kind}.{m}") for m in MEASURES)])
+            found = [kind for kind in REFERENCES if f"{kind}.linear" in longest]
+            for kind in found:
+                name = f"{REFERENCES[kind]} ({variant})"
+                table.append([name, "0", "–", *(cell(longest, f"{kind}.{m}") for m in MEASURES)])
     return table
 
 
@@ -52,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="JSON that tools/benchmark.py wrote")
     result = json.loads(parser.parse_args().results.read_text())
-    head = ["", "images seen", "val. loss", *MEASURES.values()]
+    head = ["", "samples seen", "val. loss", *MEASURES.values()]
     print(f"`{result['data']}`, {result['hardware']}, {result['date']}, `{result['command']}`\n")
     for row in [head, ["---"] * len(head), *lines(result)]:
         print("| " + " | ".join(row) + " |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.features import FeatureSplit, Splits
 from unmask.core.evaluation.finetune import Classifier, FineTuning, layer_ids, layered_groups
 from unmask.core.report.gather import read_run
+from unmask.core.training import checkpoint
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.launch import build
 from unmask.pointcloud import dense, evaluation, finetuning
@@ -481,6 +483,22 @@ def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path)
     assert float(right) == pytest.approx(result["accuracy"])
     names = set(torch_names(tmp_path / "out" / "model.safetensors"))
     assert {name.split(".")[0] for name in names} == {"pillar_encoder", "encoder", "norm", "head"}
+
+
+def test_from_scratch_the_trained_weights_have_no_say(run: Path, tmp_path: Path) -> None:
+    folder = write_scans(tmp_path / "scans", SIZES, las=False)
+    other = shutil.copytree(run, tmp_path / "other")
+    saved = checkpoint.read(other / "model.safetensors")
+    checkpoint.write(other / "model.safetensors", {n: t * 1.1 for n, t in saved.tensors.items()}, saved.meta)
+
+    def losses(start: Path, *, scratch: bool) -> list[float]:
+        out = tmp_path / f"{start.name}-{scratch}"
+        result = finetune(start, str(folder), out, epochs=1, labels=0.5, scratch=scratch, device="cpu")
+        assert result["splits"]["train"] == 3 * max(1, round(0.5 * SIZES["train"]))
+        return result["losses"]
+
+    assert losses(run, scratch=True) == losses(other, scratch=True)
+    assert losses(run, scratch=False) != losses(other, scratch=False)
 
 
 def torch_names(path: Path) -> list[str]:

@@ -145,6 +145,18 @@ def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path)
     assert float(right) == pytest.approx(result["accuracy"])
 
 
+def test_fine_tuning_on_few_labels_and_from_scratch(run: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"labels": 0.1, "epochs": 1, "device": "cpu"}
+    found = [finetune(run, "digits", tmp_path / str(i), scratch=bool(i), **options) for i in range(2)]
+    labels = open_split(load_run(run).recipe.data, "train").labels
+    expected = sum(max(1, round(0.1 * n)) for n in torch.bincount(labels).tolist())
+    assert [result["splits"]["train"] for result in found] == [expected, expected]
+    assert [result["protocol"]["layer_decay"] == 1 for result in found] == [False, True]
+    assert found[0]["losses"] != found[1]["losses"]
+    with pytest.raises(UnmaskError, match=r"a share of 10 of the labels; expected .* at most 1 \(0\.1 is 10 %\)"):
+        finetune(run, "digits", tmp_path / "out", labels=10.0)
+
+
 def test_fine_tuning_needs_labels_and_a_classifier_its_directory(run: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UnmaskError, match="has no labels; fine-tuning needs one folder of images per class"):
         finetune(run, str(photos), tmp_path / "out", device="cpu")

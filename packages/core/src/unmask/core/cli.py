@@ -370,6 +370,8 @@ def evaluate(
     epilog=_examples(
         "unmask finetune runs/photos --data labelled/",
         "unmask finetune runs/first --data cifar10 --epochs 20",
+        "unmask finetune runs/first --data cifar10 --labels 0.1 --out few/",
+        "unmask finetune runs/first --data cifar10 --labels 0.1 --scratch --out scratch/    what few/ has to beat",
     ),
 )
 def finetune(
@@ -377,13 +379,15 @@ def finetune(
     data: Annotated[str, typer.Option(help="Labelled data: a folder with one sub-folder per class, or a name.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; RUN/finetune when not given.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the labelled data.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
+    labels: Annotated[float, typer.Option(help="Share of each class's training labels to use.")] = 1.0,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Begin with random weights instead of the run's.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the head, the order, the augmentation and which labels.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a run's encoder further, with a classifier on top, on labelled data (images, point clouds)."""
     part = registry.load_part(_method_of(run), "evaluation")
-    options = {} if epochs is None else {"epochs": epochs}
-    result = part.finetune(run, data, out or run / "finetune", seed=seed, **options)
+    options = {"epochs": epochs, "labels": labels, "scratch": scratch, "seed": seed}
+    result = part.finetune(run, data, out or run / "finetune", **options)
     if as_json:
         _print(result)
     else:

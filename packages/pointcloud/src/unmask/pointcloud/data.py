@@ -81,6 +81,12 @@ class PointClouds(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._members)
 
+    def view(
+        self, rows: Int[Tensor, "m"] | slice = slice(None), *, seed: int = 0, augment: bool = False
+    ) -> PointClouds:
+        """Some clouds of this split, with or without augmentation; the source is not opened again."""
+        return PointClouds(self._source, self._members[rows], self.settings, seed=seed, augment=augment)
+
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         index, visit = item
         for step in range(len(self)):

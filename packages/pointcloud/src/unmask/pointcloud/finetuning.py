@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import pick_device
+from unmask.core.evaluation.features import keyed_subset, pick_device
 from unmask.core.evaluation.finetune import Classifier, FineTuned, FineTuning, fine_tune
 from unmask.core.progress import progress_bar
 from unmask.core.training import checkpoint
@@ -26,7 +26,7 @@ from unmask.core.training.rundir import check_writable
 from unmask.pointcloud.batches import PointBatch
 from unmask.pointcloud.conv_encoder import SparseConvEncoder
 from unmask.pointcloud.data import PointClouds, collate, open_split
-from unmask.pointcloud.encoding import data_settings
+from unmask.pointcloud.encoding import data_settings, random_method
 from unmask.pointcloud.features import cloud_vectors
 from unmask.pointcloud.model import CloudEncoder
 
@@ -105,16 +105,15 @@ def tune(
 
     Args:
         method: with ``pillar_encoder`` and ``encoder``; not changed.
-        splits: ``train``, ``val`` and ``test`` with labels. Training clouds are opened anew, with augmentation.
+        splits: ``train``, ``val`` and ``test`` with labels; those of training are augmented.
         run: whose data loading is used.
         protocol: the hyper-parameters.
         seed: of head, order, augmentation and drop path.
         device: where to train.
     """
-    settings, classes = splits["train"].settings, splits["train"].classes
+    classes, train = splits["train"].classes, splits["train"].view(seed=seed, augment=True)
     assert classes is not None
-    train = open_split(settings, "train", seed=seed, augment=True)
-    encoder = CloudEncoder(method.pillar_encoder, method.encoder, settings)
+    encoder = CloudEncoder(method.pillar_encoder, method.encoder, train.settings)
     with progress_bar("fine-tuning", len(train) * protocol.epochs) as advance:
         return fine_tune(
             PooledEncoder(encoder),
@@ -138,6 +137,8 @@ def finetune(
     out: str | Path,
     *,
     epochs: int | None = None,
+    labels: float = 1.0,
+    scratch: bool = False,
     device: str = "auto",
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -150,8 +151,11 @@ def finetune(
         data: a folder with one sub-folder per class, or an embedded set.
         out: a directory.
         epochs: passes over the training split; None for the protocol's.
+        labels: share of each class's training labels that is used, at least one of each; validation keeps all of its.
+        scratch: begin with random weights and the same learning rate in all layers instead: what pre-training has to
+            beat.
         device: ``auto``, ``cpu`` or ``cuda``.
-        seed: of head, order, augmentation and drop path.
+        seed: of head, order, augmentation, drop path, random weights and the choice of labels.
 
     Raises:
         UnmaskError: no run, data without classes of clouds, or `out` cannot be written.
@@ -160,36 +164,42 @@ def finetune(
     run = load_run(run_dir, place)
     settings = data_settings(run, data)
     train = open_split(settings, "train")
-    if train.labels is None or train.classes is None:
+    classes = train.classes
+    if train.labels is None or classes is None:
         raise UnmaskError(
             f"{data} has no classes of whole clouds; fine-tuning needs one folder of clouds per class, or a labelled "
             "set"
         )
+    train = train.view(keyed_subset(train.ids, train.labels, labels, seed))
     splits = {"train": train, "val": open_split(settings, "val"), "test": open_split(settings, "test")}
     check_writable(out)
     if (out / "recipe.yaml").exists() and not (out / "finetune.json").exists():
         raise UnmaskError(f"{out} holds a run, which fine-tuning would overwrite; choose another --out")
-    protocol = protocol_for(len(train), epochs)
+    protocol, method = protocol_for(len(train), epochs), run.method
+    if scratch:
+        protocol, method = replace(protocol, layer_decay=1.0), random_method(run, train, place, seed)
     began = time.perf_counter()
-    tuned = tune(run.method, splits, run, protocol, seed, place)
+    tuned = tune(method, splits, run, protocol, seed, place)
     result = {
         "run": str(run_dir),
         "method": run.recipe.method,
         "step": run.step,
         "data": settings.source,
         "seed": seed,
+        "labels": labels,
+        "scratch": scratch,
         "accuracy": tuned.accuracy,
         "val_accuracy": tuned.val_accuracy,
         "losses": tuned.losses,
-        "splits": {name: len(part) for name, part in splits.items()} | {"classes": len(train.classes)},
-        "classes": train.classes,
+        "splits": {name: len(part) for name, part in splits.items()} | {"classes": len(classes)},
+        "classes": classes,
         "protocol": asdict(protocol),
         "seconds": round(time.perf_counter() - began, 1),
         "out": str(out),
     }
     write_text(out / "recipe.yaml", to_yaml(replace(run.recipe, data=settings)))
     state = _parts(tuned.classifier).state_dict()
-    checkpoint.write(out / "model.safetensors", state, {"classes": train.classes})
+    checkpoint.write(out / "model.safetensors", state, {"classes": classes})
     write_json(out / "finetune.json", result)
     return json.loads(json.dumps(result))
 

@@ -142,6 +142,10 @@ class Images(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._members)
 
+    def view(self, rows: Int[Tensor, "m"] | slice = slice(None), *, seed: int = 0, augment: bool = False) -> Images:
+        """Some images of this split, with or without augmentation; the source is not opened again."""
+        return Images(self._source, self._members[rows], self.settings, seed=seed, augment=augment)
+
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         batch = self.__getitems__([item])
         return Sample(batch.images[0], int(batch.ids[0]), None if batch.labels is None else int(batch.labels[0]))

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import FeatureSplit, Splits, epoch_batches, extract, pick_device, stand_ins
+from unmask.core.evaluation.features import (
+    FeatureSplit,
+    Splits,
+    epoch_batches,
+    extract,
+    keyed_subset,
+    pick_device,
+    stand_ins,
+)
 from unmask.core.evaluation.finetune import Classifier, FineTuned, FineTuning, fine_tune
 from unmask.core.evaluation.knn import KNN, knn_accuracy
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve
@@ -207,7 +215,7 @@ def _fine_tuning(epochs: int | None) -> FineTuning:
 def _tune(
     method: nn.Module, data: _Labelled, run: LoadedRun, protocol: FineTuning, seed: int, device: torch.device
 ) -> FineTuned:
-    train = open_split(data.settings, "train", seed=seed, augment=True)
+    train = data.train.view(seed=seed, augment=True)
     with progress_bar("fine-tuning", len(train) * protocol.epochs) as advance:
         return fine_tune(
             method.encoder,  # type: ignore[arg-type]  # a method of this domain has one
@@ -248,6 +256,8 @@ def finetune(
     out: str | Path,
     *,
     epochs: int | None = None,
+    labels: float = 1.0,
+    scratch: bool = False,
     device: str = "auto",
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -260,8 +270,11 @@ def finetune(
         data: a folder with one sub-folder per class, or an embedded set.
         out: a directory.
         epochs: passes over the training split; None for the protocol's.
+        labels: share of each class's training labels that is used, at least one of each; validation keeps all of its.
+        scratch: begin with random weights and the same learning rate in all layers instead: what pre-training has to
+            beat.
         device: ``auto``, ``cpu`` or ``cuda``.
-        seed: of head, order, augmentation and drop path.
+        seed: of head, order, augmentation, drop path, random weights and the choice of labels.
 
     Raises:
         UnmaskError: no run, data without labels, or `out` cannot be written.
@@ -269,20 +282,26 @@ def finetune(
     out, place = Path(out), pick_device(device)
     run = load_run(run_dir, place)
     labelled = _open_labelled(_settings(run, data))
-    if labelled is None:
+    if labelled is None or labelled.train.labels is None:
         raise UnmaskError(f"{data} has no labels; fine-tuning needs one folder of images per class, or a labelled set")
     check_writable(out)
     if (out / "recipe.yaml").exists() and not (out / "finetune.json").exists():
         raise UnmaskError(f"{out} holds a run, which fine-tuning would overwrite; choose another --out")
-    protocol = _fine_tuning(epochs)
+    chosen = keyed_subset(labelled.train.ids, labelled.train.labels, labels, seed)
+    labelled = replace(labelled, train=labelled.train.view(chosen))
+    protocol, method = _fine_tuning(epochs), run.method
+    if scratch:
+        protocol, method = replace(protocol, layer_decay=1.0), _random_encoder(run, seed).to(place)
     began = time.perf_counter()
-    tuned = _tune(run.method, labelled, run, protocol, seed, place)
+    tuned = _tune(method, labelled, run, protocol, seed, place)
     result = {
         "run": str(run_dir),
         "method": run.recipe.method,
         "step": run.step,
         "data": labelled.settings.source,
         "seed": seed,
+        "labels": labels,
+        "scratch": scratch,
         "accuracy": tuned.accuracy,
         "val_accuracy": tuned.val_accuracy,
         "losses": tuned.losses,

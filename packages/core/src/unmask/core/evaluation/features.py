@@ -116,9 +116,12 @@ def keyed_subset(
         share: in (0, 1].
         seed: of the choice.
         stream: an independent choice for each name.
+
+    Raises:
+        UnmaskError: such a share cannot be.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; expected more than 0 and at most 1")
+        raise UnmaskError(f"a share of {share:g} of the labels; expected more than 0 and at most 1 (0.1 is 10 %)")
     ids, labels = ids.cpu(), labels.cpu()
     rank = Key.of(seed, ids).stream(stream).bits(1)[:, 0]
     chosen = []
