@@ -366,6 +366,8 @@ def test_what_is_given_is_kept(tmp_path):
     assert coarse.pillar == (0.3, 0.4) and 1.0 <= coarse.range[3] <= 1.7
     assert resolve(settings(root)) == settings(root.resolve())
     assert resolve(settings("shapes")).source == "shapes"
+    with pytest.raises(SourceError, match=r"one pillar of .* is the whole of data\.range: nothing could be hidden"):
+        resolve(settings(root, range=(-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), pillar=(2.0, 2.0)))
     assert open_split(Settings(str(root)), "train").settings == resolve(Settings(str(root)))
 
 

@@ -164,6 +164,18 @@ def test_settling_takes_statistics_and_leaves_the_rest(run: Path) -> None:
     assert moved == {f"pillar_encoder.layers.{i}.norm.{part}" for i in (0, 1) for part in STATISTICS}
 
 
+def test_evaluation_settles_the_trained_encoder_too_and_leaves_the_run_alone(run: Path, tmp_path: Path) -> None:
+    """Statistics that tell of training's start must not be held against it."""
+    other = shutil.copytree(run, tmp_path / "other")
+    saved = checkpoint.read(other / "model.safetensors")
+    stale = {n: t.zero_() + float(n.endswith("var")) if "running" in n else t for n, t in saved.tensors.items()}
+    checkpoint.write(other / "model.safetensors", stale, saved.meta)
+    before = (other / "model.safetensors").read_bytes()
+    mine, theirs = (evaluate(place, quick=True, device="cpu")["rows"]["trained"] for place in (run, other))
+    assert mine == theirs
+    assert (other / "model.safetensors").read_bytes() == before
+
+
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -456,13 +468,14 @@ def test_layers_of_sparse_convolutions_come_in_the_order_of_computation() -> Non
 
 def test_few_clouds_get_small_batches_and_enough_steps() -> None:
     usual = FineTuning()
-    assert replace(protocol_for(5_000), base_lr=usual.base_lr, reference_batch=256) == usual
+    assert replace(protocol_for(5_000, 128), base_lr=usual.base_lr, reference_batch=256) == usual
     for samples in (3, 30, 300, 1500):
-        found = protocol_for(samples)
+        found = protocol_for(samples, 32 if samples == 1500 else 128)
         steps = found.epochs * (samples // found.batch_size)
         assert steps >= finetuning.FEWEST_STEPS and found.batch_size <= samples
         assert found.base_lr * found.batch_size / found.reference_batch == finetuning.PEAK_LR
-    assert protocol_for(30, epochs=2).epochs == 2
+    assert protocol_for(30, 128, epochs=2).epochs == 2
+    assert protocol_for(5_000, 4).batch_size == 4
 
 
 def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_a_recipe_continues_from_an_exported_directory(run: Path, exported: Path
         (deep(depth=1), {}, r"that the model does not have.*encoder.depth is 2 there and 1"),
         (DEEP, {"features": []}, r"8 x 10, the model's is 8 x 9.*4 channels there and 3 here \(data.features\)"),
         ({**DEEP, "low": [8, 4, 4]}, {}, r"heads.low.weight \(48 x 16.*model.low is \(4, 2, 2\) there and \(8, 4, 4\)"),
-        ({**DEEP, "weights": {"curvature": 0}}, {}, r"2 that the model does not have: heads.curvature"),
+        ({**DEEP, "weights": {"curvature": 0}}, {}, r"heads.curvature.*weights.curvature is 4.0 there and 0"),
         ({**DEEP, **CONVOLUTIONS}, {}, r"missing: encoder\.before.*convolutions.dim is None there and 16 here"),
         (deep(heads=4), {}, r"fit, but mean something else: model.encoder.heads is 2 there"),
         (deep(window=8), {}, r"mean something else: model.encoder.window is 4 there and 8"),

@@ -129,10 +129,30 @@ def test_a_mask_from_elsewhere() -> None:
     assert method.predict(batch, plan).shape == (len(plan.hidden), 128 * 5 + 16 * 5 + 3 + 6)
 
 
-def test_nothing_to_hide_is_an_error() -> None:
+def test_clouds_of_one_pillar_teach_nothing_and_stop_nothing() -> None:
     batch = PointBatch(torch.zeros(3, 4), torch.tensor([0, 3]), torch.tensor([1]))
-    with pytest.raises(UnmaskError, match=r"0 of 1 non-empty pillars .*smaller pillars"):
+    method = geomae()
+    plan = drawn(method, batch)
+    assert (len(plan.visible), len(plan.hidden)) == (1, 0)
+    output = method(batch, plan)
+    assert output.loss.item() == 0
+    assert all(float(count) == 0 for count in method.counts(batch, plan).values())
+    output.loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in method.parameters())
+
+
+def test_no_pillar_at_all_is_an_error() -> None:
+    batch = PointBatch(torch.full((3, 4), 99.0), torch.tensor([0, 3]), torch.tensor([1]))
+    with pytest.raises(UnmaskError, match=r"1 clouds without a visible pillar: are their points in data\.range\?"):
         drawn(geomae(), batch)
+
+
+def test_double_precision_throughout() -> None:
+    method, batch = geomae().eval(), surfaces(300, 120)
+    plan = drawn(method, batch)
+    wanted = method(batch, plan).loss
+    double = replace(batch, points=batch.points.double())
+    assert method.double()(double, plan).loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_a_cloud_outside_the_range_has_no_features() -> None:

@@ -188,14 +188,14 @@ def test_the_middle_cell_of_a_finest_one(grid: VoxelGrid) -> None:
     for cell in itertools.product(*(range(n) for n in grid.low)):
         z, y, x = (c // (low // med) for c, low, med in zip(cell, grid.low, grid.med, strict=True))
         expected.append((z * grid.med[1] + y) * grid.med[2] + x)
-    assert grid.med_of_low.tolist() == expected and len(expected) == grid.num_low
+    assert grid.med_slot(torch.arange(grid.num_low)).tolist() == expected and len(expected) == grid.num_low
     assert grid.num_med == max(expected) + 1
 
 
 def test_sizes() -> None:
     paper = VoxelGrid((-51.2, -51.2, -5.0), (0.256, 0.256, 8.0), (400, 400))
     assert (paper.num_low, paper.num_med) == (128, 16)
-    assert paper.low_cell == pytest.approx((0.064, 0.064, 1.0)) and paper.med_cell == pytest.approx((0.128, 0.128, 2.0))
+    assert paper.low_cell == pytest.approx((0.064, 0.064, 1.0))
     assert paper.bounds == pytest.approx((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0))
 
 
@@ -244,3 +244,8 @@ def test_equal_maxima_share_the_gradient() -> None:
     tied = torch.tensor([[2.0], [2.0], [1.0]], requires_grad=True)
     segment_max(tied, torch.tensor([0, 3])).sum().backward()
     assert tied.grad is not None and tied.grad[:, 0].tolist() == [0.5, 0.5, 0.0]
+
+
+def test_a_grid_too_fine_to_number_is_refused() -> None:
+    with pytest.raises(UnmaskError, match=r"too many to be numbered; take larger pillars \(data\.pillar\)"):
+        VoxelGrid((0.0, 0.0, 0.0), (1e-6, 1e-6, 1.0), (10**8, 10**8))

@@ -69,8 +69,8 @@ class Term:
 
     @property
     def mean(self) -> Float[Tensor, ""]:
-        """total / count."""
-        return self.total / self.count
+        """total / count; 0 where nothing was counted."""
+        return self.total / (self.count.clamp(min=1) if isinstance(self.count, Tensor) else max(self.count, 1))
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def resolve(settings: Settings) -> Settings:
     `unmask.pointcloud.extent`.
 
     Raises:
-        SourceError: there are no clouds to train on.
+        SourceError: there are no clouds to train on, or there is one pillar only.
         FeatureError: a cloud lacks a feature that `settings` asks for.
     """
     from unmask.pointcloud.embedded import EMBEDDED
@@ -236,6 +236,8 @@ def resolve(settings: Settings) -> Settings:
         settings = replace(settings, normalize="none" if 2 * sum(found) >= len(found) else "center")
     train = _split(source, settings, "train", 0, augment=True)
     if settings.range is not None and settings.pillar is not None:
+        if settings.grid_shape == (1, 1):
+            raise SourceError(f"one pillar of {settings.pillar} m is the whole of data.range: nothing could be hidden")
         train[0, 0]
         return settings
     clouds = list(_some(train))

@@ -50,20 +50,21 @@ class PillarEncoder(nn.Module):
 
     def forward(self, points: Float[Tensor, "total channels"], voxels: Voxels) -> Float[Tensor, "pillars dim"]:
         with torch.autocast(points.device.type, enabled=False):
-            points = points[voxels.order].float()
+            first, second = self.layers
+            dtype = next(first.parameters()).dtype
+            points = points[voxels.order].to(torch.promote_types(dtype, torch.float32))
             xyz, pillar = points[:, :3], voxels.pillar_of
             mean = segment_mean(xyz, voxels.pillar_starts)
-            x = torch.cat([points, xyz - mean[pillar], xyz - self._centres(voxels)[pillar]], dim=1)
-            first, second = self.layers
-            x = first(x)
+            x = torch.cat([points, xyz - mean[pillar], xyz - self._centres(voxels, xyz)[pillar]], dim=1)
+            x = first(x.to(dtype))
             x = second(torch.cat([x, segment_max(x, voxels.pillar_starts)[pillar]], dim=1))
             return segment_max(x, voxels.pillar_starts)
 
-    def _centres(self, voxels: Voxels) -> Float[Tensor, "pillars 3"]:
+    def _centres(self, voxels: Voxels, like: Tensor) -> Float[Tensor, "pillars 3"]:
         """The middle of each pillar: x, y, z in metres."""
         _, row, column = voxels.pillars.unbind(1)
         place = torch.stack([column, row, torch.zeros_like(row)], dim=1)
-        size, lower = (place.new_tensor(v, dtype=torch.float32) for v in (self.grid.pillar, self.grid.lower))
+        size, lower = (like.new_tensor(v) for v in (self.grid.pillar, self.grid.lower))
         return (place + 0.5) * size + lower
 
 
@@ -182,7 +183,10 @@ def window_positions(window: int, dim: int) -> Float[Tensor, "places dim"]:
 
 
 def init_weights(module: nn.Module) -> None:
-    """The released code's start: every matrix Xavier-uniform, attention biases 0, the rest as torch makes it."""
+    """The released code's start: every matrix Xavier-uniform, attention biases 0, the rest as torch makes it.
+
+    The pillar encoder is no part of the released backbone and keeps torch's start altogether.
+    """
     for name, parameter in module.named_parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

@@ -33,7 +33,7 @@ from unmask.pointcloud.batches import PointBatch
 from unmask.pointcloud.data import PointClouds, collate, open_split
 from unmask.pointcloud.dense import DenseProbe, NoPointLabels, Reading, dense_probe
 from unmask.pointcloud.embedding import embed as embed
-from unmask.pointcloud.encoding import clouds_at_once, data_settings, name_left_out, random_method
+from unmask.pointcloud.encoding import clouds_at_once, data_settings, name_left_out, random_method, settle_on
 from unmask.pointcloud.features import coordinates, of_clouds, of_points, raw_points
 from unmask.pointcloud.finetuning import finetune as finetune
 from unmask.pointcloud.finetuning import load_classifier as load_classifier
@@ -97,9 +97,10 @@ def evaluate(
     once. Data without labels give RankMe and the validation loss only, and the result says so. Writes
     RUN/evaluation.json.
 
-    The random encoder's weights are not those that training began from. Its BatchNorm has no statistics of its own: up
-    to 256 training clouds are passed through it in train mode, without augmentation, and what it normalises by there,
-    averaged over batches, becomes its running statistics. It gets the same probes with the same tuning.
+    The random encoder's weights are not those that training began from. Its BatchNorm has no statistics of its own, and
+    that of a short run has some of its start's: up to 256 training clouds are passed through both in train mode,
+    without augmentation, and what they normalise by there, averaged over batches, becomes their running statistics
+    (`settle`). On disk the run stays as it is. Both get the same probes with the same tuning.
 
     Args:
         run_dir: a run directory; one that is still training is measured as far as it is.
@@ -125,6 +126,7 @@ def evaluate(
     labelled = splits["train"].labels is not None and splits["train"].classes is not None
     if labelled or splits["train"].point_classes is not None:
         splits |= {"val": open_split(settings, "val"), "test": open_split(settings, "test")}
+    settle_on(run.method, run, splits["train"], place, seed)
     judged = _Judged(run, random_method(run, splits["train"], place, seed), splits, place, seed)
     result: dict[str, Any] = {
         "run": str(run_dir),
@@ -143,7 +145,7 @@ def evaluate(
         "protocol": {},
     }
     if labelled:
-        _add_clouds(result, judged, None if quick else protocol_for(len(judged.train), epochs))
+        _add_clouds(result, judged, None if quick else protocol_for(len(judged.train), clouds_at_once(run), epochs))
     else:
         result["rows"] = {name: _spread(found) for name, found in _features(judged, "train").items()}
     if judged.train.point_classes is not None:

@@ -26,7 +26,7 @@ from unmask.core.training.rundir import check_writable
 from unmask.pointcloud.batches import PointBatch
 from unmask.pointcloud.conv_encoder import SparseConvEncoder
 from unmask.pointcloud.data import PointClouds, collate, open_split
-from unmask.pointcloud.encoding import data_settings, random_method
+from unmask.pointcloud.encoding import clouds_at_once, data_settings, random_method, settle_on
 from unmask.pointcloud.features import cloud_vectors
 from unmask.pointcloud.model import CloudEncoder
 
@@ -73,21 +73,22 @@ def _layers(backbone: Any) -> list[nn.Module]:
     return [backbone.before[0], *down, *reversed(up)]
 
 
-def protocol_for(samples: int, epochs: int | None = None) -> FineTuning:
+def protocol_for(samples: int, at_once: int, epochs: int | None = None) -> FineTuning:
     """Core's `FineTuning`, made for small encoders and few clouds.
 
     Ours: the head's learning rate peaks at `PEAK_LR` whatever the batch (core's, which is ViT-B's, has 2.5e-4 at 128
     samples, and hardly moves encoders of a tenth of its width in so few steps), batches of an eighth of the training
-    clouds, between 8 and 128, and at least `FEWEST_STEPS` steps. With 1,024 clouds or more, batches are core's, and
-    with 1,920 or more its epochs, too. Drop path gates a whole batch at a time, as stochastic depth did at first (arXiv
-    1603.09382): the pillars of all clouds go through a layer as one row.
+    clouds, between 8 and 128 and no more than fit into memory, and at least `FEWEST_STEPS` steps. Drop path gates a
+    whole batch at a time, as stochastic depth did at first (arXiv 1603.09382): the pillars of all clouds go through a
+    layer as one row.
 
     Args:
         samples: training clouds.
+        at_once: clouds that fit into memory: as many as pre-training had in a micro-batch.
         epochs: passes over them, if the number is given.
     """
     usual = FineTuning()
-    batch = min(_LARGEST, max(_SMALLEST, samples // 8), max(1, samples))
+    batch = min(_LARGEST, max(_SMALLEST, samples // 8), max(1, samples), at_once)
     least = math.ceil(FEWEST_STEPS / max(1, samples // batch))
     return replace(
         usual,
@@ -127,6 +128,7 @@ def tune(
             seed=seed,
             device=device,
             workers=run.recipe.training.workers,
+            scored_at_once=clouds_at_once(run),
             advance=advance,
         )
 
@@ -175,7 +177,8 @@ def finetune(
     check_writable(out)
     if (out / "recipe.yaml").exists() and not (out / "finetune.json").exists():
         raise UnmaskError(f"{out} holds a run, which fine-tuning would overwrite; choose another --out")
-    protocol, method = protocol_for(len(train), epochs), run.method
+    protocol, method = protocol_for(len(train), clouds_at_once(run), epochs), run.method
+    settle_on(method, run, train, place, seed)
     if scratch:
         protocol, method = replace(protocol, layer_decay=1.0), random_method(run, train, place, seed)
     began = time.perf_counter()

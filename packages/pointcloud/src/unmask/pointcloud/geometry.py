@@ -36,7 +36,8 @@ class GeometryTargets:
         normal: unit normal of the surface around the pillar. An eigenvector has no sign; ours points up: z > 0 or,
             within a milliradian of the horizontal, y > 0 or, if that is as small, x > 0. So turning a cloud about the
             vertical, or mirroring it in x or y, keeps the side that is up. (0, 0, 1) where the neighbourhood is a
-            single point.
+            single point. Where the two smaller shares are equal, as for points on a line, it is some direction at right
+            angles to the line, which rounding decides.
         curvature: shares of the neighbourhood's scatter along its principal axes, descending, with sum 1: (1/2, 1/2, 0)
             for a level plane, (1, 0, 0) for a line, thirds for a ball and for a single point.
     """

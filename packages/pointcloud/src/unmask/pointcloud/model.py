@@ -39,8 +39,8 @@ class CloudEncoder(nn.Module):
     def preprocess(self, clouds: Given | Sequence[Given]) -> PointBatch:
         """A batch from clouds of any size, on the encoder's device, as evaluation sees them.
 
-        Where a cloud has more than ``max_points`` points, the same ones are taken as in training if it is a file at the
-        top of its folder: the choice is keyed by the name. nuScenes sweeps are taken alone, without those before.
+        Where a cloud has more than ``max_points`` points, the same ones are taken as in evaluation if it is a file at
+        the top of its folder: the choice is keyed by the name. nuScenes sweeps are taken alone, without those before.
 
         Args:
             clouds: one or several: file names (.pcd, .ply, .xyz, .npy, .las, .laz, .bin), `Cloud`s, or arrays [points,

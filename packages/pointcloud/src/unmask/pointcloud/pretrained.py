@@ -28,7 +28,7 @@ _FILES = ["config.json", "model.safetensors"]
 _SHOWN = 3  # names listed per kind of difference between a checkpoint and a model
 # Settings that change what is computed, or asked, and perhaps no weight's shape; and settings that change neither.
 _UNSEEN, _UNSEEN_WHOLE = ("encoder.heads", "encoder.window"), ("low", "med")
-_NO_MATTER = ("weights.", "mask_ratio", "normal_loss", "convolutions.backend")
+_NO_MATTER = ("mask_ratio", "normal_loss", "convolutions.backend")
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,17 @@ def _settings_that_differ(recipe: Recipe, method: Any) -> list[str]:
     found = [
         f"model.{name} is {theirs.get(name)} there and {ours.get(name)} here"
         for name in names
-        if theirs.get(name) != ours.get(name)
+        if _differ(name, theirs.get(name), ours.get(name))
     ]
     channels = method.pillar_encoder.layers[0].linear.in_features - 6
     if recipe.data.channels != channels:
         found.append(f"points have {recipe.data.channels} channels there and {channels} here (data.features)")
     return found
+
+
+def _differ(name: str, theirs: Any, ours: Any) -> bool:
+    """Of a loss term's weight it only matters whether it is 0: then there is no head."""
+    return bool(theirs) != bool(ours) if name.startswith("weights.") else theirs != ours
 
 
 def _say_pillar(recipe: Recipe | None, method: Any, path: str | Path) -> None:

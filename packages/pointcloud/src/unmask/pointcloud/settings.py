@@ -32,7 +32,8 @@ class Settings:
             ``sphere`` moves the centroid to 0 and scales the farthest point to 1. None: chosen by `resolve`.
         max_points: where more points of a cloud lie in the range, a random subset of this many of them is kept.
         sweeps: nuScenes only: the key frame and up to this many less one earlier sweeps, moved along with the vehicle.
-        rotate: clouds are turned about z by up to this many radians either way.
+        rotate: clouds are turned about z by up to this many radians either way. A cloud that this, scaling and
+            mirroring would take out of the range altogether stays as it is.
         scale: least and largest factor that clouds are scaled by.
         flip: probability of mirroring x, and again of mirroring y.
         corrupt: ``skip`` counts and names unreadable clouds and goes on without them; ``fatal`` stops at them.

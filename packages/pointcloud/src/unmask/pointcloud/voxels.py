@@ -33,7 +33,7 @@ class VoxelGrid:
         med: middle cells per pillar along z, y, x; each divides that of `low`.
 
     Raises:
-        UnmaskError: for a size or count that is not positive, or a `med` that does not divide `low`.
+        UnmaskError: for a size or count that is not positive, a `med` that does not divide `low`, or too many cells.
     """
 
     lower: tuple[float, float, float]
@@ -53,6 +53,11 @@ class VoxelGrid:
                 f"the middle cells {self.med} (z, y, x) of a pillar do not divide the finest cells {self.low}; "
                 "take divisors, such as half of each"
             )
+        if self.shape[0] * self.shape[1] * self.num_low >= 2**53:
+            raise UnmaskError(
+                f"{self.shape} pillars of {self.num_low} cells are too many to be numbered; take larger pillars "
+                "(data.pillar)"
+            )
 
     @property
     def num_low(self) -> int:
@@ -71,21 +76,10 @@ class VoxelGrid:
         return x / nx, y / ny, z / nz
 
     @property
-    def med_cell(self) -> tuple[float, float, float]:
-        """Size of a middle cell along x, y, z, in metres."""
-        (x, y, z), (nz, ny, nx) = self.pillar, self.med
-        return x / nx, y / ny, z / nz
-
-    @property
     def bounds(self) -> tuple[float, float, float, float, float, float]:
         """Both corners of the range, x, y, z and x, y, z, in metres."""
         (x, y, z), (dx, dy, dz), (ny, nx) = self.lower, self.pillar, self.shape
         return x, y, z, x + nx * dx, y + ny * dy, z + dz
-
-    @property
-    def med_of_low(self) -> Int[Tensor, "num_low"]:
-        """The middle cell (its slot) that each finest cell of a pillar is part of."""
-        return self.med_slot(torch.arange(self.num_low))
 
     def med_slot(self, low_slot: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         """The middle cells that these finest cells are part of, worked out on their device."""

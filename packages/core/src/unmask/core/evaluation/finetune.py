@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -189,6 +190,7 @@ def fine_tune(
     seed: int = 0,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    scored_at_once: int = 512,
     advance: Advance | None = None,
 ) -> FineTuned:
     """Train a copy of `encoder` as a classifier.
@@ -208,6 +210,7 @@ def fine_tune(
         seed: of head, order and drop path.
         device: where to train. On CUDA in bf16 autocast, else in fp32.
         workers: data loading processes.
+        scored_at_once: samples per forward pass on val and test; how many fit into memory.
         advance: told after each step how many samples are done.
     """
     protocol, device = protocol or FineTuning(), torch.device(device)
@@ -216,7 +219,8 @@ def fine_tune(
         model = Classifier(encoder, classes, protocol.head_std, protocol.drop_path).to(device).train()
         losses = _train(model, train, collate, inputs, protocol, seed, device, workers, advance)
     model.eval()
-    on_test, on_val = (None if d is None else accuracy(model, d, collate, inputs, device, workers) for d in (test, val))
+    score = partial(accuracy, model, collate=collate, inputs=inputs, device=device, workers=workers)
+    on_test, on_val = (None if part is None else score(part, at_once=scored_at_once) for part in (test, val))
     return FineTuned(model, on_test, on_val, losses)
 
 
@@ -269,10 +273,11 @@ def accuracy(
     inputs: Callable[[Any], Any],
     device: torch.device | str = "cpu",
     workers: int = 0,
+    at_once: int = 512,
 ) -> float:
     """The share of a split that a classifier in eval mode gets right, in [0, 1]; unreadable samples do not count."""
     right, count = 0, 0
-    for batch, chunk in epoch_batches(dataset, collate, 512, workers):
+    for batch, chunk in epoch_batches(dataset, collate, at_once, workers):
         wrong = stand_ins(batch, dataset, chunk)
         hit = model(inputs(to_device(batch, device))).argmax(1).cpu() == batch.labels
         hit = hit if wrong is None else hit[~wrong]

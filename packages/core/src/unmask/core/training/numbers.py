@@ -85,7 +85,7 @@ def validation_loss(fabric: Any, method: nn.Module, calls: Iterable[Call]) -> di
     names, weights = fabric.broadcast((sorted(sums), weights))  # a rank without a batch does not know them
     none = torch.zeros(2, dtype=_exact(fabric.device), device=fabric.device)
     both = fabric.all_reduce(torch.stack([sums.get(name, none) for name in names]), reduce_op="sum")
-    means = dict(zip(names, (both[:, 0] / both[:, 1]).tolist(), strict=True))
+    means = dict(zip(names, (both[:, 0] / both[:, 1].clamp(min=1)).tolist(), strict=True))
     loss = sum(weights[name] * mean for name, mean in means.items())
     return {"val_loss": loss, **{f"val_{name}": mean for name, mean in means.items() if name != "loss"}}
 
