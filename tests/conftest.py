@@ -9,7 +9,7 @@ CHECKED += [f"unmask.vision.{part}" for part in ("backbones", "encoders", "metho
 CHECKED += [f"unmask.speech_audio.{part}" for part in ("encoders", "methods", "checks", "pictures", "convert")]
 CHECKED += [f"unmask.speech_audio.{part}" for part in ("clustering", "features", "diagnostics", "frames")]
 CHECKED += [f"unmask.pointcloud.{part}" for part in ("batches", "voxels", "geometry", "encoders", "checks", "methods")]
-CHECKED += [f"unmask.pointcloud.{part}" for part in ("sparse", "conv_encoder")]
+CHECKED += [f"unmask.pointcloud.{part}" for part in ("sparse", "conv_encoder", "pairwise", "features", "convert")]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -46,7 +46,9 @@ VARIANTS |= {
 VISION = [name for name, (method, _) in VARIANTS.items() if method.startswith("vision/")]
 
 
-def run_one(variant: str, data: str, images: int, seed: int, folder: Path, device: str, epochs: int) -> None:
+def run_one(
+    variant: str, recipe: str, data: str, images: int, seed: int, folder: Path, device: str, epochs: int
+) -> None:
     """Train on so many images and evaluate, in this process."""
     import torch
 
@@ -58,9 +60,9 @@ def run_one(variant: str, data: str, images: int, seed: int, folder: Path, devic
     method, settings = VARIANTS[variant]
     evaluation = registry.load_part(method, "evaluation")
     overrides = {**settings, "seed": seed, "data.source": data}
-    overrides["schedule.steps"] = images // load_recipe(method, "tiny").training.batch_size
+    overrides["schedule.steps"] = images // load_recipe(method, recipe).training.batch_size
     start = time.perf_counter()
-    train(load_recipe(method, "tiny", overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
+    train(load_recipe(method, recipe, overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
     trained = time.perf_counter()
     evaluation.evaluate(folder, device=device, quick=epochs == 0, seed=seed, epochs=epochs or None)
     seconds = {"train_seconds": trained - start, "evaluate_seconds": time.perf_counter() - trained}
@@ -125,6 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist5k", help="a carrier's name or a folder (default mnist5k)")
     parser.add_argument(
+        "--recipe", default="tiny", help="the recipe of every method, but for its length (default tiny)"
+    )
+    parser.add_argument(
         "--variants", nargs="+", default=VISION, choices=list(VARIANTS), metavar="VARIANT", help=", ".join(VARIANTS)
     )
     parser.add_argument("--budgets", nargs="+", type=int, default=[5_000, 20_000, 80_000], help="samples seen")
@@ -145,7 +150,9 @@ def main() -> None:
         variant, images, seed = args.one
         folder = runs / f"{variant}-{images}-{seed}"
         tune = variant in args.finetuned and int(images) == max(args.budgets)
-        run_one(variant, args.data, int(images), int(seed), folder, args.device, args.finetune_epochs * tune)
+        run_one(
+            variant, args.recipe, args.data, int(images), int(seed), folder, args.device, args.finetune_epochs * tune
+        )
         return
     # Longest first, so that no long run is left alone at the end.
     jobs = [
@@ -154,7 +161,7 @@ def main() -> None:
         if images == max(args.budgets) or variant in args.curve
     ]
     jobs.sort(key=lambda job: (job[2] not in args.finetuned, -job[0]))
-    common = ["--data", args.data, "--runs", str(args.runs), "--device", args.device]
+    common = ["--data", args.data, "--recipe", args.recipe, "--runs", str(args.runs), "--device", args.device]
     common += ["--finetune-epochs", str(args.finetune_epochs), "--finetuned", *args.finetuned]
     common += ["--budgets", *map(str, args.budgets)]
     start = time.perf_counter()
@@ -178,6 +185,7 @@ def main() -> None:
         "threads": args.threads,
         "protocol": f"benchmarks/{VARIANTS[args.variants[0]][0].split('/')[0]}/PROTOCOL.md",
         "data": args.data,
+        "recipe": args.recipe,
         "rows": rows,
     }
     if args.out:

@@ -17,6 +17,8 @@ MEASURES = {
     "few_label.5": "5 %",
     "few_label.10": "10 %",
     "finetune": "fine-tuned",
+    "dense.accuracy": "points",
+    "dense.mean_iou": "mean IoU",
     "rankme": "RankMe",
 }
 REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels", "coordinates": "statistics of coordinates"}
@@ -35,19 +37,21 @@ def cell(row: dict[str, Any], name: str) -> str:
 
 
 def lines(result: dict[str, Any]) -> list[list[str]]:
-    """The table's rows: every variant and budget, then the references of each family of encoder."""
+    """The table's head and rows: every variant and budget, then the references of each family of encoder."""
     rows = sorted(result["rows"], key=lambda row: (-row["images"], row["variant"]))
-    table = [
-        [row["variant"], f"{row['images']:,}", cell(row, "val_loss"), *(cell(row, f"trained.{m}") for m in MEASURES)]
-        for row in rows
-    ]
+    measures = [m for m in MEASURES if any(f"trained.{m}" in row for row in rows)]
+    table = [["", "samples seen", "val. loss", *(MEASURES[m] for m in measures)]]
+    table.append(["---"] * len(table[0]))
+    for row in rows:
+        found = [cell(row, f"trained.{m}") for m in measures]
+        table.append([row["variant"], f"{row['images']:,}", cell(row, "val_loss"), *found])
     for variant in ("mae", "simmim", "geomae"):
         longest = next((row for row in rows if row["variant"] == variant), None)
         if longest is not None:
-            found = [kind for kind in REFERENCES if f"{kind}.linear" in longest]
+            found = [kind for kind in REFERENCES if f"{kind}.rankme" in longest]
             for kind in found:
                 name = f"{REFERENCES[kind]} ({variant})"
-                table.append([name, "0", "–", *(cell(longest, f"{kind}.{m}") for m in MEASURES)])
+                table.append([name, "0", "–", *(cell(longest, f"{kind}.{m}") for m in measures)])
     return table
 
 
@@ -55,9 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="JSON that tools/benchmark.py wrote")
     result = json.loads(parser.parse_args().results.read_text())
-    head = ["", "samples seen", "val. loss", *MEASURES.values()]
     print(f"`{result['data']}`, {result['hardware']}, {result['date']}, `{result['command']}`\n")
-    for row in [head, ["---"] * len(head), *lines(result)]:
+    for row in lines(result):
         print("| " + " | ".join(row) + " |")
 
 
