@@ -29,12 +29,19 @@ from unmask.pointcloud.batches import PointBatch
 from unmask.pointcloud.drawing import (
     ABOVE,
     DIRECTIONS,
+    DPI,
+    LEAST_CURVED,
     ZOOM,
     Compared,
     Scene,
+    View,
+    blocks,
     choose_view,
     crop,
+    curvature_scale,
+    discs,
     draw,
+    height_scale,
     normal_colours,
     oblique,
     subset,
@@ -42,10 +49,11 @@ from unmask.pointcloud.drawing import (
 from unmask.pointcloud.encoders import WindowSettings
 from unmask.pointcloud.geometry import GeometryTargets
 from unmask.pointcloud.methods.geomae import GeoMAE, GeoMAEPlan, Prediction, Settings, occupancy_loss, unsigned_l2
-from unmask.pointcloud.pictures import describe, likely, measure, positions, scene
+from unmask.pointcloud.pictures import caption, describe, likely, measure, positions, scene
 from unmask.pointcloud.report import probes, sections
 from unmask.pointcloud.voxels import VoxelGrid
 
+PAIRS = ("centroids", "normals", "curvature")
 GRID = VoxelGrid((-1.0, -1.0, -1.0), (0.25, 0.25, 2.0), (8, 8))
 
 
@@ -64,7 +72,24 @@ def coloured(image: np.ndarray) -> float:
 
 
 def parts(png: bytes, rows: int, columns: int = 4) -> list[list[np.ndarray]]:
-    return [np.array_split(row, columns, axis=1) for row in np.array_split(pixels(png), rows)]
+    """Panels with their titles, without the keys: pixels [height, width, 3]."""
+    whole = np.array_split(pixels(png), rows)
+    return [np.array_split(row[: -round(0.4 * DPI)], columns, axis=1) for row in whole]
+
+
+def keys(png: bytes, rows: int, columns: int = 2) -> list[list[np.ndarray]]:
+    whole = np.array_split(pixels(png), rows)
+    return [np.array_split(row[-round(0.4 * DPI) :], columns, axis=1) for row in whole]
+
+
+def different(a: np.ndarray, b: np.ndarray) -> float:
+    """The share of pixels that are clearly different."""
+    return float((np.abs(a - b).max(2) > 60).mean())
+
+
+def amount(image: np.ndarray, colour: Any) -> int:
+    """Pixels of a colour, red, green and blue in [0, 1]."""
+    return int((np.abs(image - 255 * np.asarray(colour)).max(2) < 12).sum())
 
 
 def make_scene(points: np.ndarray, pillar: tuple[float, float, float]) -> Scene:
@@ -170,6 +195,112 @@ def test_opposite_normals_have_one_colour_and_axes_their_own() -> None:
     assert np.all(normal_colours(np.zeros((1, 3))) == 0.0)
 
 
+def test_normals_are_drawn_without_sign(solid: Scene, street: Scene) -> None:
+    for one in (solid, street):
+        assert one.normals is not None
+        turned = Compared(-one.normals.true, -3.0 * one.normals.predicted)
+        kept = replace(one, centroids=None, curvature=None)
+        assert different(pixels(draw(replace(kept, normals=turned))), pixels(draw(kept))) < 1e-3
+        true, predicted = parts(draw(kept), 1)[0][2:]
+        assert different(true[50:], predicted[50:]) < 1e-3, "the answer in this scene is the opposite"
+        other = replace(kept, normals=Compared(one.normals.true, one.normals.true[:, [1, 2, 0]]))
+        assert different(pixels(draw(other)), pixels(draw(kept))) > 5e-3
+
+
+@pytest.mark.parametrize("name", ["solid", "street"])
+def test_true_and_predicted_are_drawn_alike(name: str, request: pytest.FixtureRequest) -> None:
+    """The same values give the same panels: view, place, size and colours."""
+    one: Scene = request.getfixturevalue(name)
+    assert one.centroids is not None and one.normals is not None and one.curvature is not None
+    same = (Compared(pair.true, pair.true) for pair in (one.centroids, one.normals, one.curvature))
+    (_, _, *first), second = parts(draw(replace(one, **dict(zip(PAIRS, same, strict=True)))), 2)
+    for true, predicted in (first, second[:2], second[2:]):
+        assert different(true[50:], predicted[50:]) < 1e-3
+
+
+def test_discs_lie_in_the_surface_around_the_points_of_their_pillar(solid: Scene) -> None:
+    assert solid.normals is not None
+    normals = solid.normals.true
+    rings = discs(solid, normals)
+    middle = rings.mean(1)
+    assert np.allclose(middle[3], solid.points[solid.pillar_of == 3].mean(0))
+    spokes = rings - middle[:, None]
+    assert np.allclose(np.einsum("pck,pk->pc", spokes, normals), 0, atol=1e-9)
+    radius = np.linalg.norm(spokes, axis=2)
+    assert np.allclose(radius, radius[0, 0]) and 0.4 * 0.125 < radius[0, 0] < 0.5 * 0.125
+    centred = discs(solid, normals, in_the_middle=True).mean(1)
+    assert np.allclose(centred[:, :2], solid.corners[:, :2] + 0.0625) and np.allclose(centred[:, 2], middle[:, 2])
+    assert np.isfinite(discs(solid, np.zeros_like(normals))).all()
+    assert discs(replace(solid, points=solid.points[:0], pillar_of=solid.pillar_of[:0]), normals).shape == rings.shape
+
+
+def test_blocks_are_as_high_as_the_points_in_them_and_show_the_sides_that_face_the_eye() -> None:
+    points = np.array([[0.5, 0.5, 2.0], [0.2, 0.1, 5.0], [3.5, 0.5, 1.0]])
+    scene = Scene(points, np.array([0, 0, -1]), np.array([[0.0, 0.0, -9.0]]), (1.0, 2.0, 20.0))
+    x, y, top = blocks(scene, oblique(azimuth=0.5))[0]
+    assert np.all(x[:, 0] == 1.0) and np.all(y[:, 1] == 2.0) and np.all(top[:, 2] == 5.0)
+    assert sorted(set(x[:, 1])) == [0.0, 2.0] and sorted(set(x[:, 2])) == [2.0, 5.0]
+    assert sorted(set(y[:, 0])) == [0.0, 1.0] and sorted(set(y[:, 2])) == [2.0, 5.0]
+    x, y, _ = blocks(scene, oblique(azimuth=0.5 + np.pi))[0]
+    assert np.all(x[:, 0] == 0.0) and np.all(y[:, 1] == 0.0), "from the other side"
+    (ground,) = blocks(scene, ABOVE)[0]
+    assert {tuple(corner) for corner in ground} == {(0, 0, 0), (1, 0, 0), (0, 2, 0), (1, 2, 0)}
+
+
+def test_scales_end_where_true_and_predicted_values_do(solid: Scene) -> None:
+    scale = curvature_scale(replace(solid, curvature=Compared(np.array([0.0, 0.12]), np.array([0.25, -0.1]))))
+    assert (scale.low, scale.high) == (0.0, 0.25)
+    assert np.array_equal(scale.colours(np.array([-1.0])), scale.colours(np.array([0.0])))
+    assert curvature_scale(replace(solid, curvature=Compared(np.zeros(1), np.array([9.0])))).high == 1 / 3
+    assert curvature_scale(replace(solid, curvature=None)).high == LEAST_CURVED
+    height = height_scale(replace(solid, points=np.array([[0.0, 0.0, z] for z in [*np.linspace(2, 4, 400), 90.0]])))
+    assert (height.low, height.high) == pytest.approx((2.0, 4.0), abs=0.05), "one outlier does not decide"
+
+
+def test_hidden_pillars_are_grey_from_above_and_from_the_side(solid: Scene, street: Scene) -> None:
+    grey = np.array([0xAA, 0xB4, 0xC2]) / 255
+    one = np.array([[0.1, 0.1, 0.0], [0.9, 0.9, 0.5], [1.5, 0.5, 0.2]])
+    for view in (ABOVE, oblique()):
+        bare = Scene(one, np.array([0, 0, -1]), np.zeros((1, 3)), (1.0, 1.0, 1.0))
+        hidden = parts(draw(bare, view=view), 1, 2)[0][1]
+        shown = parts(draw(replace(bare, pillar_of=np.full(3, -1), corners=np.empty((0, 3))), view=view), 1, 2)[0][1]
+        cool = [np.mean((image.max(2) < 235) & (np.ptp(image, axis=2) < 40)) for image in (hidden, shown)]
+        assert cool[0] > 0.05 and cool[1] < 0.02
+    (key,) = keys(draw(replace(street, centroids=None, normals=None, curvature=None)), 1, 1)[0]
+    assert amount(key, grey) > 50
+
+
+@pytest.mark.parametrize("view", [ABOVE, oblique()])
+def test_clouds_of_one_pillar_or_one_point_are_drawn(view: View) -> None:
+    none, one = np.empty((0, 3)), np.zeros((1, 3))
+    seen = Scene(
+        np.random.default_rng(0).random((5, 3)),
+        np.full(5, -1),
+        none,
+        (1.0, 1.0, 1.0),
+        Compared(none, none),
+        Compared(none, none),
+        Compared(np.empty(0), np.empty(0)),
+    )
+    hidden = Scene(
+        one,
+        np.zeros(1, int),
+        one,
+        (1.0, 1.0, 1.0),
+        Compared(one, none),
+        Compared(one, np.eye(3)[:1]),
+        Compared(np.zeros(1), np.ones(1)),
+    )
+    for scene_ in (seen, hidden):
+        assert all(ink(panel) > 0.002 for row in parts(draw(scene_, view=view), 2) for panel in row)
+
+
+def test_a_part_around_a_hole_has_points() -> None:
+    angle = np.linspace(0, 2 * np.pi, 500)
+    ring = np.column_stack([90 * np.cos(angle), 90 * np.sin(angle), np.zeros(500)])
+    assert len(draw(Scene(ring, np.full(500, -1), np.empty((0, 3)), (0.5, 0.5, 8.0)))) > 1000
+
+
 def test_flat_scenes_are_seen_from_above_and_objects_obliquely() -> None:
     points = np.random.default_rng(0).random((500, 3))
     assert choose_view(points * [80, 60, 6]).above
@@ -191,10 +322,11 @@ def test_what_is_higher_covers_what_is_lower() -> None:
     flat = np.column_stack([np.random.default_rng(0).random((300, 2)), np.zeros(300)])
     both = np.concatenate([flat + [0, 0, 0.1], flat])  # the lower ones come last
     png = draw(Scene(both, np.full(600, -1), np.empty((0, 3)), (0.5, 0.5, 1.0)))
-    lower, upper = (255 * np.array(colormaps["viridis"](value)[:3]) for value in (0.0, 0.93))
-    cloud = parts(png, 1, 2)[0][0][: int(0.85 * len(pixels(png)))]  # without the key below
-    assert (np.abs(cloud - upper).max(2) < 12).sum() > 1000
-    assert (np.abs(cloud - lower).max(2) < 12).sum() == 0
+    lower, upper = (colormaps["viridis"](value)[:3] for value in (0.0, 0.93))
+    cloud = parts(png, 1, 2)[0][0]
+    assert amount(cloud, upper) > 1000 and amount(cloud, lower) == 0
+    (key,) = keys(png, 1, 1)[0]
+    assert min(amount(key, lower), amount(key, upper)) > 50, "the scale below has both ends"
 
 
 def test_the_same_points_are_always_drawn() -> None:
@@ -308,6 +440,14 @@ def test_cells_without_their_own_answer_take_the_middle_or_the_true_occupancy(an
     assert bare.centroids is bare.normals is bare.curvature is None
 
 
+def test_the_caption_says_what_is_there(solid: Scene, bare: Scene) -> None:
+    count = len(solid.corners)
+    assert caption(solid, "m").startswith("The whole cloud of 600 points over 1 x 1 m; what")
+    assert caption(solid, "").endswith(f"{count} pillars hidden; true and predicted hidden points, normals, curvature")
+    assert caption(replace(solid, normals=None), "").endswith("true and predicted hidden points, curvature")
+    assert caption(bare, "") == f"The whole cloud of 600 points; what the encoder sees, {count} pillars hidden"
+
+
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +497,7 @@ def test_numbers_of_answers_made_by_hand() -> None:
     unsure = measure(replace(answer, low_occupancy=logits - 1), asked, grid)
     assert "sure_precision" not in unsure and "is given to no cell." in describe(unsure, 3, 1, 0.7, "")
     assert "radius 1" in describe(found, 3, 1, 0.7, "")
-    assert describe({}, 3, 1, 0.7, "m").endswith("where answers are shown.")
+    assert describe({}, 3, 1, 0.7, "m").endswith("only where it stands.")
 
 
 def test_as_many_cells_are_expected_as_their_probabilities_add_up_to() -> None:
@@ -434,7 +574,8 @@ def test_the_page_of_a_run_has_pictures_terms_and_probes(tmp_path: Path) -> None
     images = re.findall(r'src="data:image/png;base64,([^"]+)" alt="([^"]*)"', page)
     assert len(images) == 4 and len({alt for _, alt in images}) == 4
     for data, alt in images:
-        assert "shapes:" in alt and ink(pixels(base64.b64decode(data))) > 0.02
+        assert re.fullmatch(r"The whole cloud of 128 points; .* hidden points, normals of shapes:\S+", alt), alt
+        assert ink(pixels(base64.b64decode(data))) > 0.02
     for part in ("4 validation clouds at step 10", "radius 1", "Predicted normals are", "What the loss is made of"):
         assert part in page, part
     assert "Curvature is" not in page, "its weight is 0"

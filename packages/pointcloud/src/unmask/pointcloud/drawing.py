@@ -1,7 +1,8 @@
 """Clouds as pictures: what was there, what the model saw, and what it answers where it saw nothing.
 
-Everything is drawn in two dimensions by matplotlib's Agg: points are projected in parallel, sorted by depth and put
-down as small squares, so that a picture needs no display and comes out the same everywhere.
+Everything is drawn in two dimensions by matplotlib's Agg: what is there is projected in parallel, sorted by depth and
+put down as dots and polygons, so that a picture needs no display and comes out the same everywhere. True and predicted
+share view, limits and colours.
 """
 
 from __future__ import annotations
@@ -19,10 +20,19 @@ MOST_POINTS = 20_000  # drawn in one panel; more only hide one another
 ZOOM = 80  # pillars along a side of what is shown of wider scenes: each is then a few pixels
 FLAT = 0.2  # a cloud lower than this share of its width is drawn from above
 AZIMUTH, ELEVATION = np.radians(-60.0), np.radians(28.0)  # of the eye, for all other clouds
-DPI = 140
-_INK, _FAINT, _HIDDEN, _EDGE = "#16202c", "#c3c9d1", "#e3e7ec", "#b3bbc6"
-# Facing along x, along y and up: three of Okabe and Ito's colours that people with any colour vision tell apart.
-DIRECTIONS = np.array([[0.835, 0.369, 0.0], [0.0, 0.447, 0.698], [0.72, 0.74, 0.76]])
+LEAST_CURVED = 0.1  # end of the curvature's colours, so that a flat scene does not show its noise
+DPI = 150
+_INK, _FAINT, _HIDDEN = "#16202c", "#c3c9d1", "#aab4c2"
+# Facing along x, along y and up: Okabe and Ito's vermilion and blue, and a pale green, so that the ground stays
+# in the background; people with any colour vision tell them apart.
+DIRECTIONS = np.array([[0.835, 0.369, 0.0], [0.0, 0.447, 0.698], [0.62, 0.78, 0.72]])
+# Corners of a block's faces across x, across y and of its top: 0 is the lower end along each axis, 1 the upper.
+_FACES = np.array([
+    [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1]],
+    [[0, 1, 0], [1, 1, 0], [1, 1, 1], [0, 1, 1]],
+    [[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]],
+])  # fmt: skip
+_LIT = np.array([0.8, 0.9, 1.0])[:, None]  # light comes from above
 
 
 class Compared(NamedTuple):
@@ -108,88 +118,129 @@ def normal_colours(normals: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"
 # ---- panels --------------------------------------------------------------------------------------------------------
 
 Colours = Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n 4"]]
+Limits = tuple[float, float, float, float]  # left, right, low and high end of what a panel shows
+
+
+class Scale(NamedTuple):
+    """Colours of values between two ends; values beyond have the ends' colours."""
+
+    low: float
+    high: float
+    colours: Colours
 
 
 class _Canvas(NamedTuple):
-    """What all panels of a figure share: scene, view, the colour scales, and (left, right, low, high) of the panels."""
+    """What all panels of a figure share."""
 
     scene: Scene
     view: View
-    height: Colours
-    curvature: Colours
-    limits: tuple[float, float, float, float]
+    height: Scale
+    curvature: Scale
+    limits: Limits
     marker: float
 
+    @property
+    def wide_pillars(self) -> bool:
+        """Whether there is room for lines between them."""
+        return self.scene.pillar[0] > (self.limits[1] - self.limits[0]) / 50
 
-def draw(scene: Scene, unit: str = "m") -> bytes:
+
+Panel = Callable[[Any, _Canvas], None]
+
+
+class _Pair(NamedTuple):
+    """Two panels side by side, which one key below explains."""
+
+    titles: tuple[str, str]
+    panels: tuple[Panel, Panel]
+    key: Callable[[_Canvas], list[Any]]
+
+
+def draw(scene: Scene, unit: str = "m", view: View | None = None) -> bytes:
     """One wide figure as a PNG: panels in pairs, two pairs in a row. What the scene lacks has no panel.
 
     Of a grid of more than `ZOOM` pillars, all panels but the first show a part, which is outlined in the first.
+
+    Args:
+        scene: the cloud.
+        unit: of lengths; empty where the cloud was scaled to radius 1.
+        view: chosen by the cloud's shape where it is not given.
     """
-    view = choose_view(scene.points)
+    view = choose_view(scene.points) if view is None else view
     whole = _limits(scene, view)
     limits = _part(scene, whole) if view.above else whole
     part = scene if limits == whole else crop(scene, limits)
-    colours = _scales(part)
-    first = _Canvas(scene, view, *colours, whole, _marker_size(len(scene.points)))
-    others = _Canvas(part, view, *colours, limits, _marker_size(len(part.points)))
-    panels = _panels(part, unit)
-    columns = min(4, len(panels))
-    width = 3.0 if columns == 4 else 4.5
-    height = width * min(1.25, max(0.45, (limits[3] - limits[2]) / (limits[1] - limits[0])))
-    figure, axes = _grid(len(panels), columns, width, height)
-    for i, (axis, (title, panel)) in enumerate(zip(axes, panels, strict=True)):
-        canvas = others if i else first
-        axis.set_title(title, fontsize=9.5, color=_INK, pad=3)
-        axis.set(xlim=canvas.limits[:2], ylim=canvas.limits[2:], aspect="equal")
-        panel(axis, canvas)
+    ratio = min(1.25, max(0.45, (limits[3] - limits[2]) / (limits[1] - limits[0])))
+    scales = height_scale(part), curvature_scale(part)
+    first = _Canvas(scene, view, *scales, _fit(whole, ratio), _marker_size(len(scene.points)))
+    others = _Canvas(part, view, *scales, _fit(limits, ratio), _marker_size(len(part.points)))
+    pairs = _pairs(part, unit)
+    figure, axes, keys = _grid(len(pairs), ratio)
+    for i, pair in enumerate(pairs):
+        for j, (title, panel) in enumerate(zip(pair.titles, pair.panels, strict=True)):
+            axis, canvas = axes[2 * i + j], others if i + j else first
+            axis.set(xlim=canvas.limits[:2], ylim=canvas.limits[2:])
+            _title(axis, title)
+            panel(axis, canvas)
+        _key(keys[i], pair.key(others))
     if part is not scene:
+        _title(axes[0], "the whole cloud, zoom framed")
         _frame(axes[0], limits)
     figure.canvas.draw()
     return _png(np.asarray(figure.canvas.buffer_rgba()))
 
 
-def _grid(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """A figure with panels of a size in inches, each with room for a title above and a key below."""
+def _grid(pairs: int, ratio: float) -> tuple[Any, list[Any], list[Any]]:
+    """A figure with two panels per pair, their height so many times their width, and a place for the key below both."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    above, below, between = 0.26, 0.24, 0.08
-    rows = -(-count // columns)
-    across, down = columns * (width + between), rows * (above + height + below)
+    title, key, gap, columns = 0.34, 0.4, 0.1, min(2, pairs)  # inches, but for the last
+    width = 2.54 if columns == 2 else 4.0  # whole pixels with the gap: panels of a pair can be equal
+    height = width * ratio
+    wide, high = 2 * (width + gap), title + height + key
+    across, down = columns * wide, -(-pairs // columns) * high
     figure = Figure(figsize=(across, down), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = []
-    for i in range(count):
-        left, top = i % columns * (width + between) + between / 2, i // columns * (above + height + below) + above
-        axis = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+    def place(left: float, top: float, size: tuple[float, float]) -> Any:
+        axis = figure.add_axes((left / across, 1 - (top + size[1]) / down, size[0] / across, size[1] / down))
         axis.set_axis_off()
-        axes.append(axis)
-    return figure, axes
+        return axis
+
+    axes, keys = [], []
+    for i in range(pairs):
+        left, top = i % columns * wide, i // columns * high
+        axes += [place(left + gap / 2 + j * (width + gap), top + title, (width, height)) for j in (0, 1)]
+        keys.append(place(left, top + title + height, (wide, key)))
+    return figure, axes, keys
 
 
-def _panels(scene: Scene, unit: str) -> list[tuple[str, Callable[[Any, _Canvas], None]]]:
-    found: list[tuple[str, Callable[[Any, _Canvas], None]]] = []
-    found += [("the cloud", partial(_all_points, unit=unit)), ("what the encoder sees", _visible_points)]
-    for pair, title, panel in (
-        (scene.centroids, "hidden cells", _centroids),
-        (scene.normals, "hidden normals", _normals),
-        (scene.curvature, "hidden curvature", _curvature),
+def _pairs(scene: Scene, unit: str) -> list[_Pair]:
+    length = f"height in {unit}" if unit else "height (the cloud has radius 1)"
+    titles, panels = ("the whole cloud", "what the encoder sees"), (_all_points, _visible_points)
+    found = [_Pair(titles, panels, lambda canvas: [_bar(length, canvas.height), _swatch("hidden pillar", _HIDDEN)])]
+    for values, what, panel, key in (
+        (scene.centroids, "hidden points", _centroids, partial(_centroids_key, length=length)),
+        (scene.normals, "normals", _normals, _normals_key),
+        (scene.curvature, "curvature", _curvature, _curvature_key),
     ):
-        if pair is not None:
-            found.append((f"{title}: true", partial(panel, values=pair.true)))
-            found.append((f"{title}: predicted", partial(panel, values=pair.predicted)))
+        if values is not None:
+            both = partial(panel, values=values.true), partial(panel, values=values.predicted)
+            found.append(_Pair((f"{what}: true", f"{what}: predicted"), both, key))
     return found
 
 
-def _all_points(axis: Any, canvas: _Canvas, unit: str) -> None:
+def _all_points(axis: Any, canvas: _Canvas) -> None:
     points = canvas.scene.points
-    _scatter(axis, canvas, points, canvas.height(points[:, 2]))
-    ends = np.percentile(points[:, 2], [1, 99])
-    _key(axis, [(f"{end:.2g} {unit}".strip(), colour) for end, colour in zip(ends, canvas.height(ends), strict=True)])
+    _scatter(axis, canvas, points, canvas.height.colours(points[:, 2]))
 
 
-def _frame(axis: Any, limits: tuple[float, float, float, float]) -> None:
+def _title(axis: Any, words: str) -> None:
+    axis.set_title(words, fontsize=10.5, color=_INK, pad=4)
+
+
+def _frame(axis: Any, limits: Limits) -> None:
     from matplotlib.patches import Rectangle
 
     left, right, low, high = limits
@@ -198,37 +249,48 @@ def _frame(axis: Any, limits: tuple[float, float, float, float]) -> None:
 
 def _visible_points(axis: Any, canvas: _Canvas) -> None:
     points = canvas.scene.points[canvas.scene.pillar_of < 0]
-    _boxes(axis, canvas, _HIDDEN)
-    _scatter(axis, canvas, points, canvas.height(points[:, 2]))
+    _pillars(axis, canvas, _HIDDEN, alpha=1.0 if canvas.view.above else 0.6)
+    _scatter(axis, canvas, points, canvas.height.colours(points[:, 2]))
 
 
 def _centroids(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
     """Centroids over what is visible, which is faint."""
     _scatter(axis, canvas, canvas.scene.points[canvas.scene.pillar_of < 0], _FAINT)
-    _scatter(axis, canvas, values, canvas.height(values[:, 2]))
+    _scatter(axis, canvas, values, canvas.height.colours(values[:, 2]))
     if len(values) == 0:
-        axis.set_title(axis.get_title() + " (none)", fontsize=9.5, color=_INK, pad=3)
+        _title(axis, axis.get_title() + " (none)")
+
+
+def _centroids_key(canvas: _Canvas, length: str) -> list[Any]:
+    return [_bar(length, canvas.height), _swatch("visible", _FAINT)]
 
 
 def _normals(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
-    _by_pillar(axis, canvas, normal_colours(values))
-    _key(axis, list(zip(("faces x", "faces y", "faces up"), DIRECTIONS, strict=True)))
+    """A disc in every hidden pillar, at right angles to the normal: either sign gives the same one."""
+    scene = canvas.scene
+    if canvas.view.above:
+        _pillars(axis, canvas, _HIDDEN, alpha=0.3)
+    _scatter(axis, canvas, scene.points[scene.pillar_of < 0], _FAINT)
+    shown = canvas.view(discs(scene, values, in_the_middle=canvas.view.above))
+    order = np.argsort(shown[..., 2].mean(1), kind="stable")
+    colours = normal_colours(values)[order]
+    # The rim is all that is left of a disc that is seen from its edge.
+    rim = 0.6 if canvas.wide_pillars else 0.2
+    _polygons(axis, shown[order, :, :2], facecolors=colours, edgecolors=0.65 * colours, linewidths=rim)
+
+
+def _normals_key(canvas: _Canvas) -> list[Any]:
+    """The axes as they lie in the picture, and what a disc at right angles to each is called."""
+    facing = [_swatch(f"facing {name}", colour) for name, colour in zip(("x", "y", "up"), DIRECTIONS, strict=True)]
+    return [_cross(canvas.view), *facing]
 
 
 def _curvature(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
-    _by_pillar(axis, canvas, canvas.curvature(values))
-    ends = np.array([0.0, 1 / 6, 1 / 3])
-    _key(axis, list(zip(("flat", "curved", "scattered"), canvas.curvature(ends), strict=True)))
+    _pillars(axis, canvas, canvas.curvature.colours(values))
 
 
-def _by_pillar(axis: Any, canvas: _Canvas, colours: Float[np.ndarray, "hidden channels"]) -> None:
-    """A colour per hidden pillar: of the pillar itself from above, of the points in it from elsewhere."""
-    if canvas.view.above:
-        _boxes(axis, canvas, colours)
-        return
-    scene = canvas.scene
-    chosen = np.flatnonzero(scene.pillar_of >= 0)
-    _scatter(axis, canvas, scene.points[chosen], colours[scene.pillar_of[chosen]])
+def _curvature_key(canvas: _Canvas) -> list[Any]:
+    return [_bar("share of the smallest axis (0: flat)", canvas.curvature)]
 
 
 def _scatter(axis: Any, canvas: _Canvas, places: np.ndarray, colours: Any) -> None:
@@ -237,42 +299,89 @@ def _scatter(axis: Any, canvas: _Canvas, places: np.ndarray, colours: Any) -> No
     shown = canvas.view(places[chosen])
     order = np.argsort(shown[:, 2], kind="stable")
     c = colours if isinstance(colours, str) else colours[chosen][order]
-    rim = 0.35 if canvas.marker > 6 else 0.0
+    rim = 0.3 if canvas.marker > 6 else 0.0
     axis.scatter(shown[order, 0], shown[order, 1], s=canvas.marker, c=c, linewidths=rim, edgecolors="white")
 
 
-def _boxes(axis: Any, canvas: _Canvas, colours: Any) -> None:
-    """The ground under every hidden pillar."""
+def _pillars(axis: Any, canvas: _Canvas, colours: Any, alpha: float = 1.0) -> None:
+    """Every hidden pillar: its ground from above, from elsewhere a block as high as the points in it."""
+    from matplotlib.colors import to_rgb
+
+    scene = canvas.scene
+    rgb = np.broadcast_to(to_rgb(colours) if isinstance(colours, str) else colours[:, :3], (len(scene.corners), 3))
+    faces = canvas.view(blocks(scene, canvas.view))[..., :2]
+    order = np.argsort(canvas.view(scene.corners * [1, 1, 0])[:, 2], kind="stable")
+    lit = (_LIT[-faces.shape[1] :] * rgb[order, None]).reshape(-1, 3)
+    edge, line = ("white", 0.4) if canvas.wide_pillars else ("face", 0.2)
+    _polygons(axis, faces[order].reshape(-1, 4, 2), facecolors=lit, alpha=alpha, edgecolors=edge, linewidths=line)
+
+
+def _polygons(axis: Any, corners: Any, **look: Any) -> None:
+    """Polygons, each over those before it."""
     from matplotlib.collections import PolyCollection
 
-    shapes = canvas.view(_ground(canvas.scene))[..., :2]
-    wide = canvas.scene.pillar[0] > (canvas.limits[1] - canvas.limits[0]) / 50
-    edge = _EDGE if isinstance(colours, str) and wide else "face"
-    axis.add_collection(PolyCollection(list(shapes), facecolors=colours, edgecolors=edge, linewidths=0.4))
+    axis.add_collection(PolyCollection(corners, **look))
 
 
-def _ground(scene: Scene) -> Float[np.ndarray, "hidden 4 3"]:
-    """Corners of every hidden pillar's footprint, at the height of the cloud's lowest point."""
-    size = np.array([*scene.pillar[:2], 0.0])
-    ground = scene.corners[:, None] + size * np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
-    ground[..., 2] = scene.points[:, 2].min()
-    return ground
+# ---- keys ----------------------------------------------------------------------------------------------------------
 
 
-def _key(axis: Any, entries: list[tuple[str, Any]]) -> None:
-    """What colours mean, in one line under a panel."""
+def _key(axis: Any, entries: list[Any]) -> None:
+    """What colours mean, in one line."""
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker
+
+    line = HPacker(children=entries, align="center", pad=0, sep=16)
+    axis.add_artist(AnchoredOffsetbox("upper center", child=line, frameon=False, pad=0.2, borderpad=0.2))
+
+
+def _text(words: str) -> Any:
+    from matplotlib.offsetbox import TextArea
+
+    return TextArea(words, textprops={"fontsize": 8.5, "color": _INK})
+
+
+def _strip(colours: Any, width: float) -> Any:
+    """Colours from left to right, `width` points in all."""
+    from matplotlib.offsetbox import DrawingArea
+    from matplotlib.patches import Rectangle
+
+    area, each = DrawingArea(width, 7), width / len(colours)
+    for i, colour in enumerate(colours):
+        area.add_artist(Rectangle((i * each, 0), each, 7, facecolor=colour, edgecolor=colour, linewidth=0.2))
+    return area
+
+
+def _swatch(words: str, colour: Any) -> Any:
+    from matplotlib.offsetbox import HPacker
+
+    return HPacker(children=[_strip([colour], 9), _text(words)], align="center", pad=0, sep=4)
+
+
+def _cross(view: View) -> Any:
+    """The axes x, y and z in their `DIRECTIONS`, the one that points at the eye as a dot."""
     from matplotlib.lines import Line2D
+    from matplotlib.offsetbox import DrawingArea
 
-    dots = [Line2D([], [], color=colour, marker="o", linestyle="", markersize=4.5) for _, colour in entries]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderpad": 0.0, "borderaxespad": 0.2}
-    look = {"fontsize": 7.5, "frameon": False, "labelcolor": _INK, "handletextpad": 0.1, "columnspacing": 0.9}
-    axis.legend(dots, [label for label, _ in entries], ncols=len(entries), **place, **look)
+    area, middle, reach = DrawingArea(16, 16), 8.0, 7.5
+    for (x, y), colour in zip(reach * view(np.eye(3))[:, :2], DIRECTIONS, strict=True):
+        look: Any = {"marker": "o", "markersize": 4} if abs(x) + abs(y) < 1 else {"linewidth": 1.8}
+        area.add_artist(Line2D([middle - x, middle + x], [middle - y, middle + y], color=colour, **look))
+    return area
+
+
+def _bar(words: str, scale: Scale) -> Any:
+    """A scale between the values at its ends."""
+    from matplotlib.offsetbox import HPacker
+
+    colours = scale.colours(np.linspace(scale.low, scale.high, 12))
+    parts = [_text(words + ":"), _text(f"{scale.low:.2g}"), _strip(colours, 70), _text(f"{scale.high:.2g}")]
+    return HPacker(children=parts, align="center", pad=0, sep=4)
 
 
 # ---- the figure ----------------------------------------------------------------------------------------------------
 
 
-def crop(scene: Scene, limits: tuple[float, float, float, float]) -> Scene:
+def crop(scene: Scene, limits: Limits) -> Scene:
     """The part of a scene between `limits` (x from, x to, y from, y to): hidden pillars whose middle lies there."""
     low, high = np.array(limits[::2]), np.array(limits[1::2])
 
@@ -297,18 +406,83 @@ def crop(scene: Scene, limits: tuple[float, float, float, float]) -> Scene:
     )
 
 
-def _part(scene: Scene, whole: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """A square of `ZOOM` pillars around the middle of the points, or all of it where that is not larger."""
+def _part(scene: Scene, whole: Limits) -> Limits:
+    """`ZOOM` pillars along x and y around the point nearest to the middle, or all where that is not much larger."""
     side = ZOOM * max(scene.pillar[:2])
     if max(whole[1] - whole[0], whole[3] - whole[2]) <= 1.25 * side:
         return whole
-    x, y = np.median(scene.points[:, :2], axis=0).tolist()
-    return (x - side / 2, x + side / 2, y - side / 2, y + side / 2)
+    places = scene.points[:, :2]
+    x, y = places[np.linalg.norm(places - np.median(places, axis=0), axis=1).argmin()].tolist()
+    left, right, low, high = whole
+    return max(left, x - side / 2), min(right, x + side / 2), max(low, y - side / 2), min(high, y + side / 2)
 
 
-def _limits(scene: Scene, view: View) -> tuple[float, float, float, float]:
-    """Left, right, low and high end of what is shown, a little wider than the cloud and its footprints."""
-    shown = view(np.concatenate([scene.points, _ground(scene).reshape(-1, 3)]))[:, :2]
+def _fit(limits: Limits, ratio: float) -> Limits:
+    """Wider or higher limits with the same middle: their height is `ratio` times their width."""
+    left, right, low, high = limits
+    width = max(right - left, (high - low) / ratio)
+    x, y = (left + right) / 2, (low + high) / 2
+    return x - width / 2, x + width / 2, y - ratio * width / 2, y + ratio * width / 2
+
+
+def blocks(scene: Scene, view: View) -> Float[np.ndarray, "hidden faces 4 3"]:
+    """The faces of hidden pillars that the eye sees, each after those it may hide: x, y and top, or only the ground."""
+    low = scene.corners * [1, 1, 0]
+    ends = low[:, None, :] + np.array([[0.0, 0.0, 0.0], [*scene.pillar[:2], 0.0]])
+    ends[:, 0, 2], ends[:, 1, 2] = _heights(scene)
+    if view.above:
+        return ends[:, _FACES[2:], np.arange(3)] * [1, 1, 0]
+    # The side that is turned to the eye, of the two along x and along y.
+    faces = _FACES.copy()
+    for axis in (0, 1):
+        faces[axis, :, axis] = view.axes[2, axis] > 0
+    return ends[:, faces, np.arange(3)]
+
+
+def _heights(scene: Scene) -> tuple[Float[np.ndarray, "hidden"], Float[np.ndarray, "hidden"]]:
+    """The lowest and the highest point in every hidden pillar; the cloud's lowest where there is none."""
+    z, of = scene.points[:, 2], scene.pillar_of
+    low, high = np.full(len(scene.corners), np.inf), np.full(len(scene.corners), -np.inf)
+    np.minimum.at(low, of[of >= 0], z[of >= 0])
+    np.maximum.at(high, of[of >= 0], z[of >= 0])
+    bottom = z.min() if len(z) else 0.0
+    return np.where(low <= high, low, bottom), np.where(low <= high, high, bottom)
+
+
+def discs(
+    scene: Scene, normals: Float[np.ndarray, "hidden 3"], in_the_middle: bool = False
+) -> Float[np.ndarray, "hidden corners 3"]:
+    """Discs nearly as wide as a pillar, at right angles to normals (level for a normal of length 0).
+
+    Args:
+        scene: whose hidden pillars the normals are of.
+        normals: of either sign and any length.
+        in_the_middle: put each in the middle of its pillar, not at the mean of the points there.
+    """
+    size = np.linalg.norm(normals, axis=1, keepdims=True)
+    unit = np.where(size > 1e-9, normals / np.maximum(size, 1e-9), [0.0, 0.0, 1.0])
+    u = np.cross(unit, np.eye(3)[np.abs(unit).argmin(1)])  # with the axis that the normal is farthest from
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)[:, None]
+    ring = np.cos(angle) * u[:, None] + np.sin(angle) * np.cross(unit, u)[:, None]
+    places = _means(scene)
+    if in_the_middle:
+        places[:, :2] = scene.corners[:, :2] + np.array(scene.pillar[:2]) / 2
+    return places[:, None] + 0.46 * min(scene.pillar[:2]) * ring
+
+
+def _means(scene: Scene) -> Float[np.ndarray, "hidden 3"]:
+    """The mean of the points in every hidden pillar; its lower corner where there is none."""
+    of, inside = scene.pillar_of, scene.pillar_of >= 0
+    sums = np.zeros((len(scene.corners), 3))
+    np.add.at(sums, of[inside], scene.points[inside])
+    count = np.bincount(of[inside], minlength=len(sums))[:, None]
+    return np.where(count > 0, sums / np.maximum(count, 1), scene.corners)
+
+
+def _limits(scene: Scene, view: View) -> Limits:
+    """Left, right, low and high end of what is shown, a little wider than the cloud and its hidden pillars."""
+    shown = view(np.concatenate([scene.points, blocks(scene, view).reshape(-1, 3)]))[:, :2]
     low, high = shown.min(0), shown.max(0)
     margin = 0.03 * float((high - low).max()) + 1e-6
     left, down, right, up = np.concatenate([low - margin, high + margin]).tolist()
@@ -320,19 +494,27 @@ def _marker_size(points: int) -> float:
     return float(np.clip(14_000 / max(points, 1), 0.8, 14.0))
 
 
-def _scales(scene: Scene) -> tuple[Colours, Colours]:
-    """Colours by height and by curvature, without the ends that vanish on white."""
+def height_scale(scene: Scene) -> Scale:
+    """Colours by height but for the hundredth that is highest and lowest; none vanishes on white."""
+    low, high = np.percentile(scene.points[:, 2], [1, 99]).tolist()
+    return _scale(low, high, "viridis", 0.0, 0.93)
+
+
+def curvature_scale(scene: Scene) -> Scale:
+    """Colours from 0 to the largest true or predicted value: at least `LEAST_CURVED`, at most 1/3."""
+    found = np.concatenate([*(scene.curvature or []), [LEAST_CURVED]])
+    return _scale(0.0, min(1 / 3, float(found.max())), "magma_r", 0.08, 0.85)
+
+
+def _scale(low: float, high: float, name: str, first: float, last: float) -> Scale:
+    """The part of one of matplotlib's colour maps from `first` to `last`, for values from `low` to `high`."""
     from matplotlib import colormaps
 
-    low, high = np.percentile(scene.points[:, 2], [1, 99])
+    def colours(values: np.ndarray) -> np.ndarray:
+        share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+        return np.asarray(colormaps[name](first + (last - first) * share))
 
-    def height(z: np.ndarray) -> np.ndarray:
-        return np.asarray(colormaps["viridis"](0.93 * np.clip((z - low) / max(high - low, 1e-9), 0, 1)))
-
-    def curvature(values: np.ndarray) -> np.ndarray:
-        return np.asarray(colormaps["magma_r"](0.15 + 0.77 * np.clip(3 * values, 0, 1)))
-
-    return height, curvature
+    return Scale(low, high, colours)
 
 
 def _png(rgba: UInt8[np.ndarray, "height width 4"]) -> bytes:

@@ -3,11 +3,11 @@
 A sample is a key frame of the roof lidar (``LIDAR_TOP``). Earlier sweeps of the scene are found through ``prev`` and
 moved from their sensor's frame to the vehicle's, to the map's and to the vehicle's frame at the time of the key frame,
 in float64 (Caesar et al., CVPR 2020, arXiv 1903.11027). So points are in the ego frame of the key frame: x forward, y
-left, z up, on the ground below the rear axle. Loaders of detection frameworks may keep the sensor's frame instead, whose
-origin is at the roof: compare before weights go from here to there (not checked). Customs kept from the loaders that GeoMAE was trained with: a point's
-``time`` is the key frame's less its sweep's in seconds; of earlier sweeps, points closer than 1 m to the sensor in both
-x and y, which are the vehicle itself, are left out, while the key frame keeps all its points. At the start of a scene
-there are fewer earlier sweeps, and then fewer are used.
+left, z up, on the ground below the rear axle. Loaders of detection frameworks may keep the sensor's frame instead,
+whose origin is at the roof: compare before weights go from here to there (not checked). Customs kept from the loaders
+that GeoMAE was trained with: a point's ``time`` is the key frame's less its sweep's in seconds; of earlier sweeps,
+points closer than 1 m to the sensor in both x and y, which are the vehicle itself, are left out, while the key frame
+keeps all its points. At the start of a scene there are fewer earlier sweeps, and then fewer are used.
 
 Point classes come from nuScenes-lidarseg, where its tables are there: ``noise`` counts as unlabelled, and so do the
 points of earlier sweeps. The official lists of training and validation scenes are not in the tables and are not used.

@@ -18,7 +18,7 @@ from unmask.core.report.pictures import Picture, Pictures
 from unmask.core.training.checkpoint import load_run
 from unmask.pointcloud.batches import PointBatch
 from unmask.pointcloud.data import Settings, collate, open_split
-from unmask.pointcloud.drawing import Compared, Scene, draw
+from unmask.pointcloud.drawing import Compared, Scene, draw, oblique
 from unmask.pointcloud.geometry import GeometryTargets
 from unmask.pointcloud.methods.geomae import GeoMAEPlan, Prediction
 from unmask.pointcloud.voxels import VoxelGrid
@@ -46,15 +46,28 @@ def draw_pictures(run: RunFacts) -> Pictures:
             answer, asked = method.answers(batch, plan), method.target(batch, plan)
     except UnmaskError as error:
         return Pictures([], f"No pictures: {error}", parameters)
-    unit = "" if settings.normalize == "sphere" else "m"
+    # Scaled clouds are objects, however flat; scenes are seen as they are.
+    unit, view = ("", oblique()) if settings.normalize == "sphere" else ("m", None)
     scenes = [scene(batch, plan, answer, asked, method.grid, row) for row in range(len(chosen))]
     pictures = [
-        Picture(clouds.name_of(int(id_)), [("", _address(draw(one, unit)))])
+        Picture(clouds.name_of(int(id_)), [(caption(one, unit), _address(draw(one, unit, view)))])
         for id_, one in zip(batch.ids, scenes, strict=True)
     ]
     hidden = len(plan.hidden) / len(plan.voxels.pillars)
     note = describe(measure(answer, asked, method.grid), len(pictures), loaded.step, hidden, unit)
     return Pictures(pictures, note, parameters, wide=True)
+
+
+def caption(one: Scene, unit: str) -> str:
+    """What the picture of a cloud shows: its caption, and before "of" and the cloud's name its alternative text."""
+    width, depth = np.ptp(one.points[:, :2], axis=0)
+    size = f" over {width:.2g} x {depth:.2g} {unit}" if unit else ""
+    text = (
+        f"The whole cloud of {len(one.points):,} points{size}; what the encoder sees, {len(one.corners)} pillars hidden"
+    )
+    pairs = {"hidden points": one.centroids, "normals": one.normals, "curvature": one.curvature}
+    shown = [name for name, pair in pairs.items() if pair is not None]
+    return text + ("; true and predicted " + ", ".join(shown) if shown else "")
 
 
 def _address(png: bytes) -> str:
@@ -198,8 +211,8 @@ def describe(found: dict[str, float], count: int, step: int, hidden: float, unit
     """The note under the pictures, from the numbers of `measure`; `hidden` is the share of hidden pillars."""
     length = f" {unit}" if unit else " (clouds have radius 1)"
     text = [
-        f"{count} validation clouds at step {step:,}, coloured by height. {hidden:.0%} of the pillars are hidden: "
-        "those on grey. Visible points are faint where answers are shown."
+        f"{count} validation clouds at step {step:,}, coloured by height. {hidden:.0%} of the pillars are hidden: the "
+        "grey ones. A block is as high as the points that were in it; the model is told only where it stands."
     ]
     if "recall" in found:
         sure = (
@@ -208,9 +221,10 @@ def describe(found: dict[str, float], count: int, step: int, hidden: float, unit
             else (f"cells of which {found['sure_precision']:.0%} do, {found['sure_recall']:.0%} of all that do")
         )
         text.append(
-            "Predicted cells are the likeliest of each pillar, as many as their probabilities add up to: "
-            f"{found['precision']:.0%} of them hold points, where {found['share']:.1%} of all cells in hidden pillars "
-            f"do, and {found['recall']:.0%} of those that do are among them. More than 50 % is given to {sure}."
+            "A hidden point is the mean of one of the pillar's finest cells. Predicted cells are the likeliest of each "
+            f"pillar, as many as their probabilities add up to: {found['precision']:.0%} of them hold points, where "
+            f"{found['share']:.1%} of all cells in hidden pillars do, and {found['recall']:.0%} of those that do are "
+            f"among them. More than 50 % is given to {sure}."
         )
     if "centroid" in found:
         text.append(
@@ -219,8 +233,9 @@ def describe(found: dict[str, float], count: int, step: int, hidden: float, unit
         )
     if "angle" in found:
         text.append(
-            f"Predicted normals are {found['angle']:.0f}° off on average, whichever side they point to; the one "
-            f"direction that suits all best is {found['common']:.0f}° off."
+            "Discs lie in the surface, so that a normal and its opposite look the same. Predicted normals are "
+            f"{found['angle']:.0f}° off on average, whichever side they point to; the one direction that suits all "
+            f"best is {found['common']:.0f}° off."
         )
     if "curvature" in found:
         text.append(
