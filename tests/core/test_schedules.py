@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from toy import toy_recipe
 
 from unmask.core.method import Clock
@@ -39,6 +40,18 @@ def test_mae_formula_per_step() -> None:
 def test_cosine_from_the_start_is_cut_into_by_the_warmup() -> None:
     schedule = Schedule(epochs=10, warmup_epochs=2, cosine_from="start")
     assert rate(schedule, 20) == pytest.approx(1e-3 * (1 + math.cos(math.pi * 0.2)))
+
+
+def test_a_smooth_warm_up_and_a_cosine_are_torchs_one_cycle() -> None:
+    schedule = Schedule(epochs=10, warmup_epochs=2, warmup="cosine", start_lr=1e-5, min_lr=1e-8)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 2e-3, total_steps=101, pct_start=21 / 101, div_factor=100, final_div_factor=1e3, cycle_momentum=False
+    )
+    for step in range(101):
+        assert rate(schedule, step) == pytest.approx(cycle.get_last_lr()[0], rel=1e-6), step
+        optimizer.step()
+        cycle.step() if step < 100 else None
 
 
 def test_steps_drop_tenfold() -> None:

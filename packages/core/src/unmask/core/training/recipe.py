@@ -69,7 +69,8 @@ class Schedule:
     Args:
         epochs: passes over the training split.
         steps: optimizer steps instead of epochs; the schedule below is squeezed or stretched to them.
-        warmup_epochs: linear rise from `start_lr`, of the `epochs`.
+        warmup_epochs: rise from `start_lr`, of the `epochs`.
+        warmup: the rise is a line or half a cosine, as in one-cycle schedules.
         start_lr: learning rate at step 0 when there is a warm-up.
         min_lr: learning rate at the end of the cosine or line.
         decay: half a cosine or a line to `min_lr`, or steps: times 0.1 at each epoch of `step_at`.
@@ -80,6 +81,7 @@ class Schedule:
     epochs: Count = 100
     steps: Count | None = None
     warmup_epochs: NotNegative = 0.0
+    warmup: Literal["linear", "cosine"] = "linear"
     start_lr: NotNegative = 0.0
     min_lr: NotNegative = 0.0
     decay: Literal["cosine", "linear", "step"] = "cosine"

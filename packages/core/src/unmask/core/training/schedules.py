@@ -12,7 +12,7 @@ from unmask.core.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Linear warm-up, then half a cosine, a line or steps. A function of `clock.progress` and nothing else.
+    """A warm-up, then half a cosine, a line or steps. A function of `clock.progress` and nothing else.
 
     Positions are shares of the run in [0, 1], so the schedule keeps its shape when a run is made longer or shorter.
 
@@ -21,6 +21,7 @@ class LearningRate:
         start: learning rate at step 0, when there is a warm-up.
         end: learning rate that the cosine or line falls to.
         warmup: share of the run that warms up.
+        smooth: warm up along half a cosine instead of a line.
         cosine_from: share of the run at which the cosine or line is at its top; None for neither.
         linear: a line instead of the cosine.
         drops: shares of the run at which the rate is multiplied by 0.1.
@@ -30,6 +31,7 @@ class LearningRate:
     start: float = 0.0
     end: float = 0.0
     warmup: float = 0.0
+    smooth: bool = False
     cosine_from: float | None = 0.0
     linear: bool = False
     drops: tuple[float, ...] = ()
@@ -46,6 +48,7 @@ class LearningRate:
             start=s.start_lr * scale,
             end=s.min_lr * scale,
             warmup=warmup,
+            smooth=s.warmup == "cosine",
             cosine_from=None if s.decay == "step" else cosine_from,
             linear=s.decay == "linear",
             drops=tuple(at / s.epochs for at in s.step_at),
@@ -54,7 +57,9 @@ class LearningRate:
     def __call__(self, clock: Clock) -> float:
         """The learning rate of the step that `clock` is at."""
         if clock.progress < self.warmup:
-            return self.start + (self.peak - self.start) * clock.progress / self.warmup
+            done = clock.progress / self.warmup
+            height = 0.5 * (1.0 - math.cos(math.pi * done)) if self.smooth else done
+            return self.start + (self.peak - self.start) * height
         if self.cosine_from is None:
             return self.peak * 0.1 ** sum(clock.progress >= drop for drop in self.drops)
         done = min((clock.progress - self.cosine_from) / max(1.0 - self.cosine_from, 1e-12), 1.0)
