@@ -129,8 +129,9 @@ def test_a_mask_from_elsewhere() -> None:
     assert method.predict(batch, plan).shape == (len(plan.hidden), 128 * 5 + 16 * 5 + 3 + 6)
 
 
-def test_clouds_of_one_pillar_teach_nothing_and_stop_nothing() -> None:
-    batch = PointBatch(torch.zeros(3, 4), torch.tensor([0, 3]), torch.tensor([1]))
+@pytest.mark.parametrize("points", [3, 1])
+def test_clouds_of_one_pillar_teach_nothing_and_stop_nothing(points: int) -> None:
+    batch = PointBatch(torch.zeros(points, 4), torch.tensor([0, points]), torch.tensor([1]))
     method = geomae()
     plan = drawn(method, batch)
     assert (len(plan.visible), len(plan.hidden)) == (1, 0)

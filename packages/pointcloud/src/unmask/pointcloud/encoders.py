@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
@@ -77,7 +78,10 @@ class PointLayer(nn.Module):
         self.norm = nn.BatchNorm1d(width_out, eps=1e-3, momentum=0.01)
 
     def forward(self, x: Float[Tensor, "points width_in"]) -> Float[Tensor, "points width_out"]:
-        return self.norm(self.linear(x)).relu()
+        x, norm = self.linear(x), self.norm
+        if self.training and len(x) == 1:  # a lone point has no variance: as in eval mode
+            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps).relu()
+        return norm(x).relu()
 
 
 @dataclass(frozen=True)
