@@ -1,7 +1,21 @@
-"""Errors that are meant for the person at the keyboard."""
+"""Errors that are meant for the person at the keyboard, and what data had to be left out."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 
 class UnmaskError(ValueError):
     """Base of the errors shown to users as one line: what is wrong, what was expected, and what to do about it."""
+
+
+class Problem(NamedTuple):
+    """A sample that is left out, or something to know about one.
+
+    Args:
+        name: its path, shard key, row, or ``set:name``.
+        reason: what is wrong with it.
+    """
+
+    name: str
+    reason: str

@@ -53,6 +53,11 @@ class Clock:
         return self.step / max(1, self.total_steps)
 
 
+def divisor(count: Tensor) -> Tensor:
+    """What a total is divided by: its count, and 1 where nothing was counted, so that the mean is 0 there."""
+    return torch.where(count == 0, 1, count)
+
+
 @dataclass(frozen=True)
 class Term:
     """One part of a loss, kept as a sum and a count so that means over micro-batches and ranks are exact.
@@ -70,7 +75,7 @@ class Term:
     @property
     def mean(self) -> Float[Tensor, ""]:
         """total / count; 0 where nothing was counted."""
-        return self.total / (self.count.clamp(min=1) if isinstance(self.count, Tensor) else max(self.count, 1))
+        return self.total / (divisor(self.count) if isinstance(self.count, Tensor) else self.count or 1)
 
 
 @dataclass(frozen=True)

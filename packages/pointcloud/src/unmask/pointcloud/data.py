@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unmask.core.errors import UnmaskError
+from unmask.core.errors import Problem, UnmaskError
 from unmask.core.randomness import Key, SampleKey, stable_id
 from unmask.core.splits import SPLITS
 from unmask.pointcloud.augment import FeatureError, draw_turn, prepare, subset
@@ -29,7 +29,7 @@ from unmask.pointcloud.carriers import CARRIERS
 from unmask.pointcloud.extent import choose_pillar, choose_range, holds_origin, inside
 from unmask.pointcloud.readers import WIDTHS, CorruptCloudError, SourceError
 from unmask.pointcloud.settings import Settings
-from unmask.pointcloud.sources import Problem, Source, open_source
+from unmask.pointcloud.sources import Source, open_source
 
 __all__ = [
     "CARRIERS",

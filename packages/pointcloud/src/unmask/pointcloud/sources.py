@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Int, Int8
 from torch import Tensor
 
+from unmask.core.errors import Problem
 from unmask.core.randomness import stable_id
 from unmask.core.shards import Member, printable
 from unmask.core.splits import assign, split_of
@@ -35,18 +36,6 @@ _PACKED = (".tar.gz", ".tgz", ".zip", ".tar.xz", ".tar.zst", ".7z")
 _BAD_NAME = "its name is not UTF-8: rename it"
 
 Reader = Callable[[int], Cloud]
-
-
-class Problem(NamedTuple):
-    """A cloud that is left out, or something to know about one.
-
-    Args:
-        name: its path, shard key, or ``set:name``.
-        reason: what is wrong with it.
-    """
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unmask.core.errors import UnmaskError
+from unmask.core.errors import Problem, UnmaskError
 from unmask.core.randomness import SampleKey, stable_id
 from unmask.core.splits import SPLITS
 from unmask.speech_audio.batches import AudioBatch, Sample, collate
@@ -32,7 +32,7 @@ from unmask.speech_audio.embedded import EMBEDDED
 from unmask.speech_audio.frames import RECEPTIVE_FIELD, SAMPLE_RATE
 from unmask.speech_audio.labels import PLANNED, LabelSet, Target
 from unmask.speech_audio.readers import SourceError
-from unmask.speech_audio.sources import Problem, Source, open_source
+from unmask.speech_audio.sources import Source, open_source
 
 __all__ = [
     "AudioBatch",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Int, Int8
 from torch import Tensor
 
 from unmask.core import shards
+from unmask.core.errors import Problem
 from unmask.core.randomness import stable_id
 from unmask.core.shards import Member, Window
 from unmask.core.splits import assign, split_of
@@ -32,18 +33,6 @@ _UNKNOWN = (
 _PACKED = (".tar.gz", ".tgz", ".zip", ".tar.xz", ".tar.zst")
 _FEW = 10_000  # files whose own times of change are compared when a source is opened again
 _SPEAKERS = 3  # fewer cannot be shared out among train, val and test
-
-
-class Problem(NamedTuple):
-    """A clip that is left out, or something to know about one.
-
-    Args:
-        name: its path, shard key, or ``set:name``.
-        reason: what is wrong with it.
-    """
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unmask.core.errors import UnmaskError
+from unmask.core.errors import Problem, UnmaskError
 from unmask.core.randomness import SampleKey, stable_id
 from unmask.core.splits import SPLITS
 from unmask.vision.arrays import EMBEDDED
 from unmask.vision.augment import Interpolation, crop, draw_crop, fit, normalise, to_unit
 from unmask.vision.carriers import CARRIERS
 from unmask.vision.decode import CorruptImageError
-from unmask.vision.sources import Problem, Source, SourceError, open_source
+from unmask.vision.sources import Source, SourceError, open_source
 
 __all__ = ["CARRIERS", "ImageBatch", "Images", "Problem", "Sample", "Settings", "collate", "open_split", "resolve"]
 

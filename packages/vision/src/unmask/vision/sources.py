@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Int, Int8, UInt8
 from torch import Tensor
 
 from unmask.core.carriers import cache_dir
-from unmask.core.errors import UnmaskError
+from unmask.core.errors import Problem, UnmaskError
 from unmask.core.randomness import stable_id
 from unmask.core.splits import assign, split_of
 from unmask.vision import shards
@@ -29,18 +29,6 @@ _UNKNOWN = "Give a folder of images, of .tar shards or of .parquet files, or one
 
 class SourceError(UnmaskError):
     """A data source that does not exist, holds no images, or is not of a kind that can be read."""
-
-
-class Problem(NamedTuple):
-    """An image that is left out.
-
-    Args:
-        name: its path, shard key or row.
-        reason: what is wrong with it.
-    """
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)

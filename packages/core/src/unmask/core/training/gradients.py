@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.core.method import Output
+from unmask.core.method import Output, divisor
 
 
 class Call:
@@ -59,7 +59,7 @@ class Sums:
 
     def finish(self, fabric: Any) -> dict[str, float]:
         """Loss, terms and metrics over all ranks, as numbers. Waits for the device."""
-        means = fabric.all_reduce(self.totals, reduce_op="sum").to(self.counts.dtype) / self.counts.clamp(min=1)
+        means = fabric.all_reduce(self.totals, reduce_op="sum").to(self.counts.dtype) / divisor(self.counts)
         terms = {name: mean for name, mean in zip(self.names, means.tolist(), strict=True)}
         loss = sum(weight * terms[name] for name, weight in zip(self.names, self.weights, strict=True))
         metrics = {name: float(fabric.all_reduce(value, reduce_op="mean")) for name, value in self.metrics.items()}
@@ -115,7 +115,7 @@ class Gradients:
             all_metrics.append(metrics)
         counts = self._reduced(torch.stack([_counts(terms) for terms in all_terms]).sum(0))
         gradients = [p.grad for p in self.trainable if p.grad is not None]
-        torch._foreach_mul_(gradients, (self.fabric.world_size / counts[0].clamp(min=1)).to(gradients[0].dtype))
+        torch._foreach_mul_(gradients, (self.fabric.world_size / divisor(counts[0])).to(gradients[0].dtype))
         return _sums(all_terms, all_metrics, counts)
 
     def _counted(self, calls: list[Call]) -> Sums:
@@ -131,7 +131,7 @@ class Gradients:
         return _sums(all_terms, all_metrics, counts)
 
     def _loss(self, terms: dict[str, tuple[Tensor, Any, float]], counts: Tensor) -> Tensor:
-        counts = counts.clamp(min=1)
+        counts = divisor(counts)
         parts = [weight * total / count for (total, _, weight), count in zip(terms.values(), counts, strict=True)]
         return self.fabric.world_size * torch.stack([part.float() for part in parts]).sum()
 

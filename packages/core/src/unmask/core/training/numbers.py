@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
 from unmask.core.mask import Mask
+from unmask.core.method import divisor
 from unmask.core.training.gradients import Call, Sums, evaluating
 from unmask.core.training.position import Position
 from unmask.core.training.startup import shorten
@@ -85,7 +86,7 @@ def validation_loss(fabric: Any, method: nn.Module, calls: Iterable[Call]) -> di
     names, weights = fabric.broadcast((sorted(sums), weights))  # a rank without a batch does not know them
     none = torch.zeros(2, dtype=_exact(fabric.device), device=fabric.device)
     both = fabric.all_reduce(torch.stack([sums.get(name, none) for name in names]), reduce_op="sum")
-    means = dict(zip(names, (both[:, 0] / both[:, 1].clamp(min=1)).tolist(), strict=True))
+    means = dict(zip(names, (both[:, 0] / divisor(both[:, 1])).tolist(), strict=True))
     loss = sum(weights[name] * mean for name, mean in means.items())
     return {"val_loss": loss, **{f"val_{name}": mean for name, mean in means.items() if name != "loss"}}
 
