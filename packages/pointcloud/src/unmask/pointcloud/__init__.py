@@ -12,11 +12,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unmask.core.domain import Domain
+
 if TYPE_CHECKING:
     from unmask.pointcloud.pretrained import load as load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["DOMAIN", "__version__", "load"]
+
+DOMAIN = Domain(
+    name="pointcloud",
+    samples="point clouds",
+    data={"clouds": "unmask.pointcloud.data"},
+    tasks={"representation": "unmask.pointcloud.evaluation"},
+    pretrained="unmask.pointcloud.pretrained",
+    export="unmask.pointcloud.export",
+    formats={"unmask": "the whole model", "sst": "the encoder, by the names of the SST detectors"},
+    report="unmask.pointcloud.report",
+    sets="unmask.pointcloud.carriers",
+    checks="unmask.pointcloud.checks",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,9 @@ class Settings:
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     corrupt: Literal["skip", "fatal"] = "skip"
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"source", "corrupt"})
+    filled_in: ClassVar[frozenset[str]] = frozenset({"range", "pillar", "normalize"})
 
     def __post_init__(self) -> None:
         if len(set(self.features)) < len(self.features):

@@ -12,11 +12,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unmask.core.domain import Domain
+
 if TYPE_CHECKING:
     from unmask.speech_audio.pretrained import load as load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["DOMAIN", "__version__", "load"]
+
+DOMAIN = Domain(
+    name="speech_audio",
+    samples="recordings",
+    data={"clips": "unmask.speech_audio.data"},
+    tasks={"representation": "unmask.speech_audio.evaluation"},
+    pretrained="unmask.speech_audio.pretrained",
+    export="unmask.speech_audio.export",
+    formats={"transformers": "the encoder and the heads", "torchaudio": "the encoder"},
+    report="unmask.speech_audio.report",
+    sets="unmask.speech_audio.carriers",
+    checks="unmask.speech_audio.checks",
+)
 
 
 def __getattr__(name: str) -> Any:

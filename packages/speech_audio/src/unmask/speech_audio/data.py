@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -83,6 +83,9 @@ class Settings:
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     label_sets: tuple[str, ...] = ()
     targets: tuple[Target, ...] | None = None
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"source", "label_sets", "corrupt"})
+    filled_in: ClassVar[frozenset[str]] = frozenset({"targets"})
 
     def __post_init__(self) -> None:
         if self.max_seconds < self.min_seconds:

@@ -22,7 +22,7 @@ from pydantic import Field
 from unmask.core.errors import UnmaskError
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.loop import Launch
-from unmask.core.training.recipe import FILLED_BY_STAGES, FREE_TO_CHANGE, Recipe, as_dict, flatten
+from unmask.core.training.recipe import Recipe, as_dict, filled_in, flatten, free_to_change
 from unmask.core.training.stages import Stage, run_stages
 from unmask.speech_audio.data import Clips, open_split
 from unmask.speech_audio.features import RATE as LABEL_RATE
@@ -175,7 +175,7 @@ def _digest(path: Path) -> str:
 
 def model_stage(recipe: Recipe, number: int | str, launch: Launch, after: tuple[str, ...] | None = None) -> Stage:
     """The stage that trains one iteration's model, in a run directory of its own."""
-    free = FREE_TO_CHANGE | FILLED_BY_STAGES
+    free = free_to_change(recipe) | filled_in(recipe)
     settings = {key: value for key, value in flatten(as_dict(recipe)).items() if key not in free}
     return Stage(
         f"model-{number}",

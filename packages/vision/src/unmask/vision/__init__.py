@@ -12,11 +12,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unmask.core.domain import Domain
+
 if TYPE_CHECKING:
     from unmask.vision.pretrained import load as load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["DOMAIN", "__version__", "load"]
+
+DOMAIN = Domain(
+    name="vision",
+    samples="images",
+    data={"images": "unmask.vision.data"},
+    tasks={"representation": "unmask.vision.evaluation"},
+    pretrained="unmask.vision.pretrained",
+    export="unmask.vision.export",
+    formats={"timm": "the encoder", "transformers": "the whole model, of MAE"},
+    sets="unmask.vision.carriers",
+    checks="unmask.vision.checks",
+)
 
 
 def __getattr__(name: str) -> Any:

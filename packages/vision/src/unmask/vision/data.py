@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -75,6 +75,9 @@ class Settings:
     interpolation: Interpolation = "bicubic"
     corrupt: Literal["skip", "fatal"] = "skip"
     val_share: Share = 0.1
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"source", "corrupt"})
+    filled_in: ClassVar[frozenset[str]] = frozenset({"mean", "std"})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(_square(self.image_size)))

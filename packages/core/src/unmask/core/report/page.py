@@ -76,7 +76,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     out = run.path / "report.html"
-    part = registry.optional_part(run.card.id, "report")
+    part = registry.part(run.card.id, "report")
     pictures = part.draw_pictures(run) if part else draw_pictures(run)
     write_text(out, render(run, pictures))
     return out
@@ -87,7 +87,7 @@ def render(run: RunFacts, pictures: Pictures) -> str:
     import jinja2
     from markupsafe import Markup
 
-    part = registry.optional_part(run.card.id, "report")
+    part = registry.part(run.card.id, "report")
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = Markup

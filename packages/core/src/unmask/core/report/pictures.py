@@ -61,7 +61,7 @@ def draw_pictures(run: RunFacts) -> Pictures:
     except UnmaskError as error:
         return Pictures([], f"No pictures: {error}")
     parameters = sum(p.numel() for p in loaded.method.parameters())
-    part = registry.load_part(run.card.id, "data")
+    part = registry.data_kind(run.card.id)
     try:
         dataset = part.open_split(loaded.recipe.data, "val", seed=loaded.recipe.seed, augment=False)
         chosen = torch.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).long().tolist()

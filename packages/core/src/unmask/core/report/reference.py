@@ -24,7 +24,6 @@ TAIL = 0.1  # the verdict is on the mean over this last share of the run
 
 # What two runs may differ in and still have comparable losses.
 _SETTINGS = ("model", "data", "optimizer", "schedule")
-_NOT_COMPARED = {"data.mean", "data.std", "data.corrupt", "optimizer.reference_batch"}
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,11 @@ def differences(run: RunFacts) -> list[str]:
     """Keys that the `tiny` recipe sets and this run has other values for, which make losses incomparable."""
     shipped = _flat(read_yaml(registry.recipe_path(run.card.id, "tiny")))
     own = _flat(run.recipe)
+    settings = registry.data_kind(run.card.id).Settings
+    free = {f"data.{name}" for name in (settings.free_to_change | settings.filled_in) - {"source"}}
+    free |= {"optimizer.reference_batch"}
     keys = [*shipped, "schedule.steps"]  # a recipe says epochs; a run that was given steps has another length
-    return [key for key in keys if key not in _NOT_COMPARED and own.get(key) != shipped.get(key)]
+    return [key for key in keys if key not in free and own.get(key) != shipped.get(key)]
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:

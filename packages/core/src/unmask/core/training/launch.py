@@ -101,7 +101,7 @@ def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None
 
     Data without a validation split train all the same, and samples that cannot be used are left out; `say` is told.
     """
-    part = registry.load_part(recipe.method, "data")
+    part = registry.data_kind(recipe.method)
     recipe = replace(recipe, data=part.resolve(recipe.data))
     train_set = part.open_split(recipe.data, "train", seed=recipe.seed, augment=True)
     left_out = [": ".join(problem) for problem in getattr(train_set, "problems", ())]
@@ -123,5 +123,5 @@ def build(recipe: Recipe) -> nn.Module:
     except ValueError as error:
         raise UnmaskError(f"model: {error}") from error
     if recipe.init is not None:
-        registry.load_part(recipe.method, "pretrained").load_initial_weights(method, recipe.init)
+        registry.part(recipe.method, "pretrained").load_initial_weights(method, recipe.init)  # type: ignore[union-attr]
     return method

@@ -142,18 +142,19 @@ class Recipe:
     stages: Any = None
 
 
-# What may differ on a resume: none of it changes what is computed (data.source may move; the samples must not change).
-FREE_TO_CHANGE = frozenset(
-    {
-        "data.source",
-        "data.label_sets",
-        "training.workers",
-        "training.checkpoint_every_steps",
-        "training.keep_checkpoints",
-    }
-)
-FILLED_BY_STAGES = frozenset({"data.targets"})  # not known before the stages have run
+# What may differ on a resume: none of it changes what is computed.
+_FREE_TO_CHANGE = frozenset(f"training.{name}" for name in ("workers", "checkpoint_every_steps", "keep_checkpoints"))
 TOTAL = frozenset({"schedule.epochs", "schedule.steps", "schedule.warmup_epochs", "schedule.step_at"})
+
+
+def free_to_change(recipe: Recipe) -> frozenset[str]:
+    """Dotted keys that may differ on a resume: the data may have moved, but must be the same samples."""
+    return _FREE_TO_CHANGE | {f"data.{name}" for name in recipe.data.free_to_change}
+
+
+def filled_in(recipe: Recipe) -> frozenset[str]:
+    """Dotted keys that are not known before the data are looked at or earlier stages have run."""
+    return frozenset(f"data.{name}" for name in recipe.data.filled_in)
 
 
 def load_recipe(
@@ -205,7 +206,7 @@ def make_recipe(
     if not isinstance(method, str):
         raise RecipeError(source, ["method: missing; give the id of a method, for example vision/mae"])
     raw["method"] = registry.card(method).id
-    module, data = registry.load(method), registry.load_part(method, "data")
+    module, data = registry.load(method), registry.data_kind(method)
     if epochs is not None:
         _rescale(raw, epochs)
     if steps is not None:

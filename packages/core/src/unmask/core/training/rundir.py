@@ -19,12 +19,12 @@ from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.training.files import write_json, write_text
 from unmask.core.training.recipe import (
-    FILLED_BY_STAGES,
-    FREE_TO_CHANGE,
     TOTAL,
     Recipe,
     as_dict,
+    filled_in,
     flatten,
+    free_to_change,
     read_yaml,
     to_yaml,
 )
@@ -75,7 +75,7 @@ class RunDirectory:
         Raises:
             UnmaskError: it is not; says what changed.
         """
-        changes = changed_keys(saved or read_yaml(self.recipe), as_dict(recipe))
+        changes = changed_keys(saved or read_yaml(self.recipe), recipe)
         other = [text for key, text in changes.items() if key not in TOTAL]
         if other:
             raise UnmaskError(
@@ -144,15 +144,15 @@ def check_writable(path: Path) -> None:
         raise UnmaskError(f"cannot write to {path}: {error.strerror}. Choose another --out") from None
 
 
-def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+def changed_keys(before: dict[str, Any], recipe: Recipe) -> dict[str, str]:
     """Dotted keys whose values differ, with the text "KEY was A, now B"; keys that may change are left out."""
-    old, new = flatten(before), flatten(now)
+    old, new, free, filled = flatten(before), flatten(as_dict(recipe)), free_to_change(recipe), filled_in(recipe)
     return {
         key: f"{key} was {old.get(key, 'not set')}, now {new.get(key, 'not set')}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-        and key not in FREE_TO_CHANGE
-        and not (key in FILLED_BY_STAGES and None in (old.get(key), new.get(key)))
+        and key not in free
+        and not (key in filled and None in (old.get(key), new.get(key)))
     }
 
 

@@ -1,0 +1,182 @@
+"""What a domain offers: one typed value in its package, and the contracts of the modules that it names.
+
+A domain's ``__init__.py`` has ``DOMAIN = Domain(...)``. It names modules and imports none of them, so every installed
+domain can be listed in milliseconds. The protocols below are what those modules have; `check_domain` holds a domain to
+them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from unmask.core.errors import Problem
+
+Split = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain: which modules do what, by name.
+
+    Args:
+        name: as in ``vision/mae``; also the folder's name.
+        samples: what one sample is called, in the plural (``images``).
+        data: data kinds, each with its `Data` module. A method's module names its kind as ``DATA``; the first one holds
+            for methods that name none.
+        tasks: tasks of methods (see `unmask.core.registry.Card`), each with its `Task` module.
+        pretrained: its `Pretrained` module: reading weights, its own and other libraries'.
+        export: its `Export` module: writing weights for other libraries.
+        formats: what ``export --to`` takes, with what each writes; the first is the default.
+        report: its `Report` module, where it has pictures of its own.
+        sets: the module whose ``CARRIERS`` are the data sets that come by name.
+        checks: the module whose ``check_method(method, batch, **options)`` knows how to overwrite hidden input.
+    """
+
+    name: str
+    samples: str
+    data: Mapping[str, str]
+    tasks: Mapping[str, str]
+    pretrained: str
+    export: str | None = None
+    formats: Mapping[str, str] = field(default_factory=dict)
+    report: str | None = None
+    sets: str | None = None
+    checks: str | None = None
+
+
+class DataSettings(Protocol):
+    """Settings of a data kind: a frozen dataclass. ``--data`` sets `source`.
+
+    `free_to_change` names the fields that may differ between the start of a run and a resume of it, since they decide
+    nothing that is computed. `filled_in` names those that `Data.resolve` or an earlier stage fills in where they are
+    None.
+    """
+
+    source: str
+    free_to_change: ClassVar[frozenset[str]]
+    filled_in: ClassVar[frozenset[str]]
+
+
+class Dataset(Protocol):
+    """One split: map-style, ``dataset[index, visit]`` is a sample; its random choices depend on (seed, id, visit).
+
+    Optional: ``lengths`` (an integer per sample, where samples of like length make better batches), ``warnings``
+    (samples that are used but look wrong), ``labels`` and ``classes``.
+    """
+
+    ids: Tensor
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: tuple[int, int]) -> Any: ...
+    def name_of(self, sample_id: int) -> str: ...
+    @property
+    def problems(self) -> Sequence[Problem]: ...
+
+
+class Data(Protocol):
+    """A data kind's module."""
+
+    Settings: type[DataSettings]
+
+    def resolve(self, settings: Any) -> Any:
+        """The settings with everything filled in that the data decide: what a run records."""
+
+    def open_split(self, settings: Any, split: Split, *, seed: int = 0, augment: bool = False) -> Dataset:
+        """One split; raises UnmaskError where there is none."""
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Samples to a batch with ``ids``."""
+
+
+class Task(Protocol):
+    """A task's module: what `unmask evaluate` measures for methods of this task."""
+
+    def evaluate(self, run_dir: Path, *, data: str | None, device: str, quick: bool) -> dict[str, Any]:
+        """Measure, write ``RUN/evaluation.json`` and return what it holds."""
+
+    def table(self, result: dict[str, Any]) -> str:
+        """The result as text for a terminal."""
+
+
+class Pretrained(Protocol):
+    """A domain's module that reads weights."""
+
+    def load(self, path: str) -> nn.Module:
+        """The encoder of a run or an exported directory, with its preprocessing."""
+
+    def load_initial_weights(self, method: nn.Module, init: str) -> None:
+        """Start a method from the weights of a run or an exported directory."""
+
+
+class Export(Protocol):
+    """A domain's module that writes weights for other libraries."""
+
+    def export(self, run_dir: Path, out: Path, to: str = ...) -> Path:
+        """Write a run's weights in the format `to`, with a model card; returns the directory."""
+
+
+class Report(Protocol):
+    """A domain's module that draws its parts of a run's page; see `unmask.core.report.page`."""
+
+    def draw_pictures(self, run: Any) -> Any: ...
+    def probes(self, run: Any) -> Any: ...
+    def sections(self, run: Any) -> Any: ...
+
+
+_NEEDS = {
+    "data": ("Settings", "resolve", "open_split", "collate"),
+    "tasks": ("evaluate", "table"),
+    "pretrained": ("load", "load_initial_weights"),
+    "export": ("export",),
+    "report": ("draw_pictures", "probes", "sections"),
+    "sets": ("CARRIERS",),
+    "checks": ("check_method",),
+}
+
+
+def check_domain(domain: Domain) -> None:
+    """Hold a domain to its contracts: every module is there and has what its protocol asks for.
+
+    Raises:
+        AssertionError: lists everything that is missing.
+    """
+    missing = [] if domain.data else ["data: no data kind"]
+    for part, names in _NEEDS.items():
+        for what, module in _modules(domain, part).items():
+            try:
+                found = importlib.import_module(module)
+            except ImportError as error:
+                missing.append(f"{what}: {error}")
+                continue
+            missing += [f"{what}: {module} has no {name}" for name in names if not hasattr(found, name)]
+            if part == "data" and hasattr(found, "Settings"):
+                missing += [f"{what}: {text}" for text in _settings_problems(found.Settings)]
+    if domain.formats and domain.export is None:
+        missing.append("formats: nothing writes them; name a module as export")
+    assert not missing, "\n  - ".join([f"the domain {domain.name} lacks:", *missing])
+
+
+def _modules(domain: Domain, part: str) -> dict[str, str]:
+    """The modules that a domain names for one part, by what they are for."""
+    value = getattr(domain, part)
+    if isinstance(value, Mapping):
+        return {f"{part}.{name}": module for name, module in value.items()}
+    return {} if value is None else {part: value}
+
+
+def _settings_problems(settings: type) -> list[str]:
+    if not is_dataclass(settings):
+        return ["Settings is no dataclass"]
+    names = settings.__dataclass_fields__
+    problems = [] if "source" in names else ["Settings has no field `source`, which --data sets"]
+    for listing in ("free_to_change", "filled_in"):
+        unknown = set(getattr(settings, listing, {"-"})) - set(names)
+        problems += [f"Settings.{listing} names {', '.join(sorted(unknown))}, no field of it"] if unknown else []
+    return problems
