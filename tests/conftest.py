@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from jaxtyping import config, install_import_hook
 
 CHECKED = [f"unmask.core.{part}" for part in ("losses", "mask", "masking", "method", "nn", "randomness", "targets")]
-CHECKED += [f"unmask.vision.{part}" for part in ("backbones", "encoders", "methods")]
-CHECKED += [f"unmask.speech_audio.{part}" for part in ("encoders", "methods", "checks", "pictures", "convert")]
-CHECKED += [f"unmask.speech_audio.{part}" for part in ("clustering", "features", "diagnostics", "frames")]
-CHECKED += [f"unmask.pointcloud.{part}" for part in ("batches", "voxels", "geometry", "encoders", "checks", "methods")]
-CHECKED += [f"unmask.pointcloud.{part}" for part in ("sparse", "conv_encoder", "pairwise", "features", "convert")]
+CHECKED += [f"unmask.vision.{part}" for part in ("encoders", "methods")]
+CHECKED += [f"unmask.speech_audio.{part}" for part in ("encoders", "methods", "checks", "report.pictures")]
+CHECKED += [f"unmask.speech_audio.{part}" for part in ("interop.convert", "targets.clustering", "targets.features")]
+CHECKED += [f"unmask.speech_audio.{part}" for part in ("targets.diagnostics", "data.frames")]
+CHECKED += [f"unmask.pointcloud.{part}" for part in ("data.batches", "geometry", "encoders", "checks", "methods")]
+CHECKED += [f"unmask.pointcloud.{part}" for part in ("evaluation.features", "interop.convert")]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -36,7 +36,7 @@ def run_one(job: str, seed: int, folder: Path) -> None:
     torch.set_num_threads(int(os.environ.get("UNMASK_THREADS", "2")))
     from unmask.core.training.loop import train
     from unmask.core.training.recipe import load_recipe
-    from unmask.speech_audio.evaluation import evaluate
+    from unmask.speech_audio.evaluation.representation import evaluate
 
     def fit(method: str, out: Path, overrides: dict[str, Any]) -> None:
         recipe = load_recipe(method, "tiny", {"data.source": DATA, "seed": seed} | overrides)

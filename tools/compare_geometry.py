@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from machine import about, interleaved
 
-from unmask.pointcloud.geometry import GeometryTargets, geometry_targets
-from unmask.pointcloud.voxels import VoxelGrid, Voxels, voxelise
+from unmask.pointcloud.geometry.targets import GeometryTargets, geometry_targets
+from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, voxelise
 
 GRID = VoxelGrid((-51.2, -51.2, -5.0), (0.256, 0.256, 8.0), (400, 400))
 HIDDEN = 0.7

@@ -29,8 +29,8 @@ import torch
 from machine import about
 from sklearn.cluster import MiniBatchKMeans
 
-from unmask.speech_audio.clustering import KMeans, KMeansSettings
-from unmask.speech_audio.targets import TargetSettings, make_labels
+from unmask.speech_audio.targets.clustering import KMeans, KMeansSettings
+from unmask.speech_audio.targets.make import TargetSettings, make_labels
 
 SIZES = {"MFCC, 39-d, 100 clusters": (39, 100, 200_000), "layer, 768-d, 500 clusters": (768, 500, 20_000)}
 SECONDS = 10.0  # of a synthetic clip

@@ -24,9 +24,7 @@ import torch.nn.functional as F
 from machine import about, interleaved
 from torch import Tensor
 
-from unmask.pointcloud.conv_encoder import ConvEncoderSettings, SparseConvEncoder
-from unmask.pointcloud.pairwise import Backend
-from unmask.pointcloud.sparse import (
+from unmask.pointcloud.encoders.sparse import (
     InverseConv,
     SparseConv,
     StridedConv,
@@ -34,6 +32,8 @@ from unmask.pointcloud.sparse import (
     strided_rules,
     submanifold_rules,
 )
+from unmask.pointcloud.encoders.sparse_conv import ConvEncoderSettings, SparseConvEncoder
+from unmask.pointcloud.geometry.pairwise import Backend
 
 Runs = dict[str, Callable[[], object]]
 BACKENDS: tuple[Backend, ...] = ("torch", "spconv")

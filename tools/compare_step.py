@@ -28,8 +28,8 @@ from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViT
 from unmask.core.masking import RandomMasking
 from unmask.core.method import Clock
 from unmask.core.randomness import Key
-from unmask.vision.data import ImageBatch
-from unmask.vision.encoders import VisionTransformer, ViTSettings
+from unmask.vision.data.images import ImageBatch
+from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 from unmask.vision.methods.mae import MAE, DecoderSettings
 from unmask.vision.methods.simmim import SimMIM
 

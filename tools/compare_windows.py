@@ -27,10 +27,10 @@ from torch import Tensor
 
 from unmask.core.method import Clock
 from unmask.core.randomness import Key
-from unmask.pointcloud.batches import PointBatch
-from unmask.pointcloud.encoders import WindowSettings, WindowTransformer
+from unmask.pointcloud.data.batches import PointBatch
+from unmask.pointcloud.encoders.window import WindowSettings, WindowTransformer
+from unmask.pointcloud.geometry.voxels import voxelise
 from unmask.pointcloud.methods.geomae import GeoMAE, Settings
-from unmask.pointcloud.voxels import voxelise
 
 SHARES = (0.1, 0.2, 0.3, 0.5, 1.0)
 

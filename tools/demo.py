@@ -15,7 +15,7 @@ from rich.console import Console
 from unmask.core.report import write_report
 from unmask.core.training.loop import train
 from unmask.core.training.recipe import load_recipe
-from unmask.vision.evaluation import evaluate, table
+from unmask.vision.evaluation.representation import evaluate, table
 
 
 def main() -> None:

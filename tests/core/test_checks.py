@@ -16,8 +16,8 @@ from unmask.core.method import Clock, Features, Output, Plan
 from unmask.core.randomness import Key
 from unmask.core.targets import patchify
 from unmask.vision.checks import check_method
-from unmask.vision.data import ImageBatch
-from unmask.vision.encoders import VisionTransformer, ViTSettings
+from unmask.vision.data.images import ImageBatch
+from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 from unmask.vision.methods.mae import MAE, DecoderSettings
 
 BATCH = ImageBatch(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 7, 11, 2]))

@@ -11,7 +11,7 @@ import torch
 from clips import tone
 from speech import fabricate, write_wav
 
-from unmask.speech_audio.export import export
+from unmask.speech_audio.interop.export import export
 
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
 

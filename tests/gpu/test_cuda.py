@@ -13,8 +13,8 @@ from unmask.core.masking import BernoulliMasking, BlockMasking, NoiseMasking, Ra
 from unmask.core.method import Clock
 from unmask.core.randomness import Key
 from unmask.vision.checks import check_method
-from unmask.vision.data import ImageBatch
-from unmask.vision.encoders import VisionTransformer, ViTSettings
+from unmask.vision.data.images import ImageBatch
+from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 from unmask.vision.methods.mae import MAE, DecoderSettings
 from unmask.vision.methods.simmim import BEiTSettings, SimMIM
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from transformers import HubertConfig, HubertModel
 
 from unmask.core.errors import UnmaskError
-from unmask.speech_audio.convert import (
+from unmask.speech_audio.data.frames import num_frames
+from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
+from unmask.speech_audio.interop.convert import (
     from_transformers,
     settings_from_transformers,
     settings_to_transformers,
     to_transformers,
 )
-from unmask.speech_audio.encoders import EncoderSettings, SpeechEncoder
-from unmask.speech_audio.frames import num_frames
 
 TOLERANCE = 1e-5
 SAMPLES = 9_000

@@ -9,9 +9,9 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from unmask.core.mask import Mask
 from unmask.core.method import Plan
 from unmask.core.targets import patchify
-from unmask.vision.convert import mae_to_vitmae, vitmae_to_mae
-from unmask.vision.data import ImageBatch
-from unmask.vision.encoders import VisionTransformer, ViTSettings
+from unmask.vision.data.images import ImageBatch
+from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
+from unmask.vision.interop.convert import mae_to_vitmae, vitmae_to_mae
 from unmask.vision.methods.mae import MAE, DecoderSettings
 
 TOLERANCE = 1e-5

@@ -14,10 +14,10 @@ from unmask.core.masking import RandomMasking
 from unmask.core.method import Plan
 from unmask.core.randomness import Key
 from unmask.core.targets import patchify
-from unmask.vision.backbones import SwinSettings, swin
-from unmask.vision.convert import fuse_qkv
-from unmask.vision.data import ImageBatch
-from unmask.vision.encoders import VisionTransformer, ViTSettings
+from unmask.vision.data.images import ImageBatch
+from unmask.vision.encoders.timm import SwinSettings, swin
+from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
+from unmask.vision.interop.convert import fuse_qkv
 from unmask.vision.methods.simmim import SimMIM
 
 TOLERANCE = 1e-5

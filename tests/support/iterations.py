@@ -45,7 +45,7 @@ def train_hubert(data: Path, out: Path, fault: str = "", resume: bool = False) -
     """Train it, and die in the stage that `fault` names: in a model's fourth step, or when labels are half written."""
     from unmask.core.training.loop import Loop, train
     from unmask.core.training.recipe import make_recipe, read_yaml
-    from unmask.speech_audio.labels import LabelWriter
+    from unmask.speech_audio.targets.labels import LabelWriter
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -18,7 +18,7 @@ from unmask.core.errors import UnmaskError
 from unmask.core.training.signals import Interrupted
 
 if TYPE_CHECKING:
-    from unmask.core.carriers import Carrier
+    from unmask.core.data.carriers import Carrier
 
 
 def _examples(*commands: str) -> str:
@@ -113,7 +113,7 @@ def _table(rows: list[tuple[str, ...]]) -> None:
 @data_app.command("list", epilog=_examples("unmask data list"))
 def list_data(as_json: Json = False) -> None:
     """The data sets that can be used by name, with size and licence."""
-    from unmask.core import carriers
+    from unmask.core.data import carriers
 
     if as_json:
         names = ("name", "part_of", "holds", "size", "licence", "source", "registry", "package", "version")
@@ -125,7 +125,7 @@ def list_data(as_json: Json = False) -> None:
 
 
 def _set_row(name: str, parts: tuple[Carrier, ...]) -> tuple[str, ...]:
-    from unmask.core import carriers
+    from unmask.core.data import carriers
 
     here = sum(map(carriers.is_cached, parts))
     several = {0: "-", len(parts): "yes"}.get(here, f"{here} of {len(parts)}")
@@ -137,7 +137,7 @@ def _set_row(name: str, parts: tuple[Carrier, ...]) -> tuple[str, ...]:
 @data_app.command("fetch", epilog=_examples("unmask data fetch cifar10"))
 def fetch_data(name: Annotated[str, typer.Argument(help="A name from `unmask data list`.")]) -> None:
     """Download a data set into the cache, check it, and print where it lies."""
-    from unmask.core import carriers
+    from unmask.core.data import carriers
 
     for carrier in carriers.find(name):
         print(carriers.fetch(carrier))
@@ -146,7 +146,7 @@ def fetch_data(name: Annotated[str, typer.Argument(help="A name from `unmask dat
 @data_app.command("path", epilog=_examples("ls -l $(unmask data path cifar10)"))
 def path_of_data(name: Annotated[str, typer.Argument(help="A name from `unmask data list`.")]) -> None:
     """Print where a data set lies, without downloading anything; an error if it is not there."""
-    from unmask.core import carriers
+    from unmask.core.data import carriers
 
     found = carriers.find(name)
     if not all(map(carriers.is_cached, found)):

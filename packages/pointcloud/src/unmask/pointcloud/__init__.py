@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.core.domain import Domain
 
 if TYPE_CHECKING:
-    from unmask.pointcloud.pretrained import load as load
+    from unmask.pointcloud.interop.pretrained import load as load
 
 __version__ = "0.1.0"
 __all__ = ["DOMAIN", "__version__", "load"]
@@ -23,20 +23,20 @@ __all__ = ["DOMAIN", "__version__", "load"]
 DOMAIN = Domain(
     name="pointcloud",
     samples="point clouds",
-    data={"clouds": "unmask.pointcloud.data"},
-    tasks={"representation": "unmask.pointcloud.evaluation"},
-    pretrained="unmask.pointcloud.pretrained",
-    export="unmask.pointcloud.export",
+    data={"clouds": "unmask.pointcloud.data.clouds"},
+    tasks={"representation": "unmask.pointcloud.evaluation.representation"},
+    pretrained="unmask.pointcloud.interop.pretrained",
+    export="unmask.pointcloud.interop.export",
     formats={"unmask": "the whole model", "sst": "the encoder, by the names of the SST detectors"},
-    report="unmask.pointcloud.report",
-    sets="unmask.pointcloud.carriers",
+    report="unmask.pointcloud.report.sections",
+    sets="unmask.pointcloud.data.embedded.carriers",
     checks="unmask.pointcloud.checks",
 )
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from unmask.pointcloud.pretrained import load
+        from unmask.pointcloud.interop.pretrained import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

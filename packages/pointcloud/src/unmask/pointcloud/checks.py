@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from unmask.core import checks
-from unmask.pointcloud.batches import PointBatch
-from unmask.pointcloud.encoders import valid_pillars
-from unmask.pointcloud.voxels import VoxelGrid, voxelise
+from unmask.pointcloud.data.batches import PointBatch
+from unmask.pointcloud.encoders.window import valid_pillars
+from unmask.pointcloud.geometry.voxels import VoxelGrid, voxelise
 
 
 def corrupt_pillars(grid: VoxelGrid) -> Callable[[PointBatch, Any, float], PointBatch]:

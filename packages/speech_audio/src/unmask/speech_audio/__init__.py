@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.core.domain import Domain
 
 if TYPE_CHECKING:
-    from unmask.speech_audio.pretrained import load as load
+    from unmask.speech_audio.interop.pretrained import load as load
 
 __version__ = "0.1.0"
 __all__ = ["DOMAIN", "__version__", "load"]
@@ -23,20 +23,20 @@ __all__ = ["DOMAIN", "__version__", "load"]
 DOMAIN = Domain(
     name="speech_audio",
     samples="recordings",
-    data={"clips": "unmask.speech_audio.data"},
-    tasks={"representation": "unmask.speech_audio.evaluation"},
-    pretrained="unmask.speech_audio.pretrained",
-    export="unmask.speech_audio.export",
+    data={"clips": "unmask.speech_audio.data.clips"},
+    tasks={"representation": "unmask.speech_audio.evaluation.representation"},
+    pretrained="unmask.speech_audio.interop.pretrained",
+    export="unmask.speech_audio.interop.export",
     formats={"transformers": "the encoder and the heads", "torchaudio": "the encoder"},
-    report="unmask.speech_audio.report",
-    sets="unmask.speech_audio.carriers",
+    report="unmask.speech_audio.report.sections",
+    sets="unmask.speech_audio.data.embedded.carriers",
     checks="unmask.speech_audio.checks",
 )
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from unmask.speech_audio.pretrained import load
+        from unmask.speech_audio.interop.pretrained import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

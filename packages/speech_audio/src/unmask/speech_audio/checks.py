@@ -10,8 +10,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from unmask.core import checks
-from unmask.speech_audio.data import AudioBatch
-from unmask.speech_audio.frames import HOP, RECEPTIVE_FIELD
+from unmask.speech_audio.data.clips import AudioBatch
+from unmask.speech_audio.data.frames import HOP, RECEPTIVE_FIELD
 
 
 def corrupt(batch: AudioBatch, plan: Any, value: float) -> AudioBatch:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.core.domain import Domain
 
 if TYPE_CHECKING:
-    from unmask.vision.pretrained import load as load
+    from unmask.vision.interop.pretrained import load as load
 
 __version__ = "0.1.0"
 __all__ = ["DOMAIN", "__version__", "load"]
@@ -23,19 +23,19 @@ __all__ = ["DOMAIN", "__version__", "load"]
 DOMAIN = Domain(
     name="vision",
     samples="images",
-    data={"images": "unmask.vision.data"},
-    tasks={"representation": "unmask.vision.evaluation"},
-    pretrained="unmask.vision.pretrained",
-    export="unmask.vision.export",
+    data={"images": "unmask.vision.data.images"},
+    tasks={"representation": "unmask.vision.evaluation.representation"},
+    pretrained="unmask.vision.interop.pretrained",
+    export="unmask.vision.interop.export",
     formats={"timm": "the encoder", "transformers": "the whole model, of MAE"},
-    sets="unmask.vision.carriers",
+    sets="unmask.vision.data.embedded.carriers",
     checks="unmask.vision.checks",
 )
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from unmask.vision.pretrained import load
+        from unmask.vision.interop.pretrained import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,8 @@ from typing import Any
 
 from unmask.core import checks
 from unmask.core.targets import patchify, unpatchify
-from unmask.vision.data import ImageBatch
-from unmask.vision.encoders import patch_grid
+from unmask.vision.data.images import ImageBatch
+from unmask.vision.encoders.vit import patch_grid
 
 
 def corrupt_patches(patch_size: int) -> Callable[[ImageBatch, Any, float], ImageBatch]:

@@ -149,12 +149,12 @@ TOTAL = frozenset({"schedule.epochs", "schedule.steps", "schedule.warmup_epochs"
 
 def free_to_change(recipe: Recipe) -> frozenset[str]:
     """Dotted keys that may differ on a resume: the data may have moved, but must be the same samples."""
-    return _FREE_TO_CHANGE | {f"data.{name}" for name in recipe.data.free_to_change}
+    return _FREE_TO_CHANGE | {f"data.{name}" for name in getattr(recipe.data, "free_to_change", ())}
 
 
 def filled_in(recipe: Recipe) -> frozenset[str]:
     """Dotted keys that are not known before the data are looked at or earlier stages have run."""
-    return frozenset(f"data.{name}" for name in recipe.data.filled_in)
+    return frozenset(f"data.{name}" for name in getattr(recipe.data, "filled_in", ()))
 
 
 def load_recipe(

@@ -47,10 +47,10 @@ from unmask.core.masking import RandomMasking
 from unmask.core.method import Clock, Output, Plan
 from unmask.core.randomness import Key
 from unmask.core.training.recipe import Recipe
-from unmask.pointcloud.batches import PointBatch
-from unmask.pointcloud.conv_encoder import ConvEncoderSettings, SparseConvEncoder
-from unmask.pointcloud.data import Settings as DataSettings
-from unmask.pointcloud.encoders import (
+from unmask.pointcloud.data.batches import PointBatch
+from unmask.pointcloud.data.clouds import Settings as DataSettings
+from unmask.pointcloud.encoders.sparse_conv import ConvEncoderSettings, SparseConvEncoder
+from unmask.pointcloud.encoders.window import (
     PillarEncoder,
     PillarFeatures,
     Windows,
@@ -60,8 +60,8 @@ from unmask.pointcloud.encoders import (
     init_weights,
     valid_pillars,
 )
-from unmask.pointcloud.geometry import GeometryTargets, geometry_targets
-from unmask.pointcloud.voxels import VoxelGrid, Voxels, voxelise
+from unmask.pointcloud.geometry.targets import GeometryTargets, geometry_targets
+from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, voxelise
 
 CARD = {
     "title": "GeoMAE: Masked Geometric Target Prediction for Self-supervised Point Cloud Pre-Training",

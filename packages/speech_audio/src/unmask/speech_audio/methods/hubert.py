@@ -38,15 +38,15 @@ from unmask.core.mask import Packed
 from unmask.core.masking import Masking, SpanMasking
 from unmask.core.method import Clock, Features, Output, Plan, Term
 from unmask.core.randomness import Key
-from unmask.speech_audio.data import AudioBatch
-from unmask.speech_audio.data import Settings as DataSettings
-from unmask.speech_audio.encoders import EncoderSettings, SpeechEncoder, frame_mask
-from unmask.speech_audio.frames import num_frames
-from unmask.speech_audio.iterations import Stages as Stages
-from unmask.speech_audio.iterations import planned as planned
-from unmask.speech_audio.iterations import prepare as prepare
-from unmask.speech_audio.labels import Target
-from unmask.speech_audio.pictures import frame_spectrograms
+from unmask.speech_audio.data.clips import AudioBatch
+from unmask.speech_audio.data.clips import Settings as DataSettings
+from unmask.speech_audio.data.frames import num_frames
+from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder, frame_mask
+from unmask.speech_audio.report.pictures import frame_spectrograms
+from unmask.speech_audio.targets.iterations import Stages as Stages
+from unmask.speech_audio.targets.iterations import planned as planned
+from unmask.speech_audio.targets.iterations import prepare as prepare
+from unmask.speech_audio.targets.labels import Target
 
 CARD = {
     "title": "HuBERT: Self-Supervised Speech Representation Learning by Masked Prediction of Hidden Units",

@@ -26,8 +26,10 @@ from unmask.core.training.files import write_json
 from unmask.core.training.loop import Launch
 from unmask.core.training.recipe import Recipe
 from unmask.core.training.stages import run_stages
-from unmask.speech_audio.data import Settings as DataSettings
-from unmask.speech_audio.iterations import (
+from unmask.speech_audio.data.clips import Settings as DataSettings
+from unmask.speech_audio.methods import hubert
+from unmask.speech_audio.methods.hubert import HuBERT, Settings
+from unmask.speech_audio.targets.iterations import (
     Iteration,
     check_first,
     check_layers,
@@ -38,9 +40,7 @@ from unmask.speech_audio.iterations import (
     planned_data,
     stand_in,
 )
-from unmask.speech_audio.methods import hubert
-from unmask.speech_audio.methods.hubert import HuBERT, Settings
-from unmask.speech_audio.targets import TargetSettings
+from unmask.speech_audio.targets.make import TargetSettings
 
 __all__ = ["CARD", "Settings", "Stages", "build", "finish", "planned", "prepare"]
 
@@ -122,7 +122,7 @@ def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
 
 def finish(recipe: Recipe, run: Path, launch: Launch) -> None:
     """Evaluate every model of the study, print the table and write RUN/study.json."""
-    from unmask.speech_audio.evaluation import evaluate, study_table
+    from unmask.speech_audio.evaluation.representation import evaluate, study_table
 
     if not launch.fabric.is_global_zero:
         return

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unmask.core.masking import NoiseMasking
-from unmask.vision.data import Settings as DataSettings
-from unmask.vision.encoders import VisionTransformer, ViTSettings
+from unmask.vision.data.images import Settings as DataSettings
+from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 from unmask.vision.methods.mae import MAE, DecoderSettings
 
 CARD = {

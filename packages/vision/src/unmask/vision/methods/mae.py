@@ -29,9 +29,9 @@ from unmask.core.nn.positions import sincos_positions
 from unmask.core.nn.transformer import Block
 from unmask.core.randomness import Key
 from unmask.core.targets import denormalize_patches, normalize_patches, patchify, unpatchify
-from unmask.vision.data import ImageBatch
-from unmask.vision.data import Settings as DataSettings
-from unmask.vision.encoders import VisionTransformer, ViTSettings
+from unmask.vision.data.images import ImageBatch
+from unmask.vision.data.images import Settings as DataSettings
+from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 
 CARD = {
     "title": "Masked Autoencoders Are Scalable Vision Learners",

@@ -43,10 +43,10 @@ from unmask.core.method import Clock, Features, Output, Plan
 from unmask.core.nn.init import truncated_normal_init
 from unmask.core.randomness import Key
 from unmask.core.targets import patchify, unpatchify
-from unmask.vision.backbones import SwinEncoder, SwinSettings, swin
-from unmask.vision.data import ImageBatch
-from unmask.vision.data import Settings as DataSettings
-from unmask.vision.encoders import Positions, VisionTransformer, ViTSettings
+from unmask.vision.data.images import ImageBatch
+from unmask.vision.data.images import Settings as DataSettings
+from unmask.vision.encoders.timm import SwinEncoder, SwinSettings, swin
+from unmask.vision.encoders.vit import Positions, VisionTransformer, ViTSettings
 
 CARD = {
     "title": "SimMIM: A Simple Framework for Masked Image Modeling",

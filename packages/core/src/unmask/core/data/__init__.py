@@ -1,0 +1,1 @@
+"""What the data of every domain share: splits, shards and the sets that come by name."""

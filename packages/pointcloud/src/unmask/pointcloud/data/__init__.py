@@ -1,0 +1,1 @@
+"""Point clouds: where they are, reading, augmentation and batches."""

@@ -1,0 +1,1 @@
+"""The point clouds that come by name."""

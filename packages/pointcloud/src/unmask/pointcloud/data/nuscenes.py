@@ -1,0 +1,246 @@
+"""nuScenes, read from its tables without its development kit: lidar key frames, with earlier sweeps moved along.
+
+A sample is a key frame of the roof lidar (``LIDAR_TOP``). Earlier sweeps of the scene are found through ``prev`` and
+moved from their sensor's frame to the vehicle's, to the map's and to the vehicle's frame at the time of the key frame,
+in float64 (Caesar et al., CVPR 2020, arXiv 1903.11027). So points are in the ego frame of the key frame: x forward, y
+left, z up, on the ground below the rear axle. Loaders of detection frameworks may keep the sensor's frame instead,
+whose origin is at the roof: compare before weights go from here to there (not checked). Customs kept from the loaders
+that GeoMAE was trained with: a point's ``time`` is the key frame's less its sweep's in seconds; of earlier sweeps,
+points closer than 1 m to the sensor in both x and y, which are the vehicle itself, are left out, while the key frame
+keeps all its points. At the start of a scene there are fewer earlier sweeps, and then fewer are used.
+
+Point classes come from nuScenes-lidarseg, where its tables are there: ``noise`` counts as unlabelled, and so do the
+points of earlier sweeps. The official lists of training and validation scenes are not in the tables and are not used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+from unmask.pointcloud.data.readers import Cloud, CorruptCloudError, SourceError, bin_rows, clean, naming
+
+_CHANNEL = "LIDAR_TOP"
+_NEAR = 1.0  # metres
+_TABLES = ("sensor", "calibrated_sensor", "sample_data", "ego_pose", "sample", "scene")
+_NOISE = "noise"
+
+
+@dataclass(frozen=True)
+class Drives:
+    """All lidar sweeps of a set, and which of them are key frames.
+
+    Args:
+        root: the folder that file names are relative to.
+        files: of the sweeps.
+        times: of the sweeps, in microseconds.
+        previous: the row of the sweep before each, -1 at a scene's start.
+        mounts: sensor to vehicle, of each sweep: quaternion (w, x, y, z) and translation in metres.
+        poses: vehicle to map, of each sweep, likewise.
+        keys: rows of the key frames.
+        scenes: the scene of each key frame.
+        labels: the file of each key frame's point classes, None where it has none.
+        point_classes: names of the point classes, or None.
+        index: class index of each number in those files, -1 for noise and for what no class has.
+    """
+
+    root: Path
+    files: list[str]
+    times: Int64[np.ndarray, "sweeps"]
+    previous: Int64[np.ndarray, "sweeps"]
+    mounts: Float64[np.ndarray, "sweeps 7"]
+    poses: Float64[np.ndarray, "sweeps 7"]
+    keys: list[int]
+    scenes: list[str]
+    labels: list[str | None]
+    point_classes: list[str] | None
+    index: Int64[np.ndarray, "256"]
+
+    @property
+    def names(self) -> list[str]:
+        """The files of the key frames."""
+        return [self.files[key] for key in self.keys]
+
+
+def find(root: Path) -> Path | None:
+    """The folder of tables that `root` is or holds, or None where there is none.
+
+    Raises:
+        SourceError: there are several.
+    """
+    if (root / "sample_data.json").is_file():
+        return root
+    found = sorted(folder for folder in root.glob("v1.0-*") if (folder / "sample_data.json").is_file())
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder in found)
+        raise SourceError(f"{root} holds the tables {names}; give one of them, for example {found[0]}")
+    return found[0] if found else None
+
+
+def open_drives(folder: Path) -> Drives:
+    """The lidar sweeps that a folder of tables describes. The last one is kept for as long as its files do not change.
+
+    Raises:
+        SourceError: a table is missing or damaged, or they do not fit together.
+    """
+    folder = folder.resolve()
+    tables = (*_TABLES, "lidarseg", "category")
+    times = [(folder / f"{name}.json").stat().st_mtime_ns for name in tables if (folder / f"{name}.json").exists()]
+    return _open_drives(folder, tuple(times))
+
+
+@lru_cache(maxsize=1)
+def _open_drives(folder: Path, _times: tuple[int, ...]) -> Drives:
+    try:
+        return _join(folder)
+    except KeyError as error:
+        raise SourceError(f"{folder}: the tables do not fit together: nothing has the name {error}") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{folder}: the tables are not nuScenes' ({error})") from error
+
+
+def _join(folder: Path) -> Drives:
+    lidars = {row["token"] for row in _table(folder, "sensor") if row["channel"] == _CHANNEL}
+    mounts = {row["token"]: _pose(row) for row in _table(folder, "calibrated_sensor", _in("sensor_token", lidars))}
+    sweeps = _table(folder, "sample_data", _in("calibrated_sensor_token", mounts))
+    if not sweeps:
+        raise SourceError(f"{folder}: no sweeps of {_CHANNEL} in the tables")
+    wanted = {row["ego_pose_token"] for row in sweeps}
+    poses = {row["token"]: _pose(row) for row in _table(folder, "ego_pose", _in("token", wanted))}
+    rows = {row["token"]: i for i, row in enumerate(sweeps)}
+    samples = {row["token"]: row["scene_token"] for row in _table(folder, "sample")}
+    scenes = {row["token"]: row["name"] for row in _table(folder, "scene")}
+    keys = [i for i, row in enumerate(sweeps) if row["is_key_frame"]]
+    keys.sort(key=lambda i: sweeps[i]["filename"])
+    labels, point_classes, index = _lidarseg(folder)
+    return Drives(
+        folder.parent,
+        [row["filename"] for row in sweeps],
+        np.array([row["timestamp"] for row in sweeps], np.int64),
+        np.array([rows[row["prev"]] if row["prev"] else -1 for row in sweeps], np.int64),
+        np.array([mounts[row["calibrated_sensor_token"]] for row in sweeps]),
+        np.array([poses[row["ego_pose_token"]] for row in sweeps]),
+        keys,
+        [scenes[samples[sweeps[i]["sample_token"]]] for i in keys],
+        [labels.get(sweeps[i]["token"]) for i in keys],
+        point_classes,
+        index,
+    )
+
+
+def _table(folder: Path, name: str, keep: Callable[[dict[str, Any]], bool] | None = None) -> list[dict[str, Any]]:
+    """The rows of a table. What is not kept is forgotten while it is parsed: those of the cameras are most of it."""
+    path = folder / f"{name}.json"
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = json.load(file, object_hook=None if keep is None else lambda row: row if keep(row) else None)
+    except FileNotFoundError as error:
+        raise SourceError(f"{folder} has no {path.name}; nuScenes' tables are {', '.join(_TABLES)} (.json)") from error
+    except ValueError as error:
+        raise SourceError(f"{path}: not json ({error})") from error
+    return [row for row in rows if row is not None]
+
+
+def _in(entry: str, wanted: Any) -> Callable[[dict[str, Any]], bool]:
+    return lambda row: row[entry] in wanted
+
+
+def _pose(row: dict[str, Any]) -> tuple[float, ...]:
+    w, x, y, z = map(float, row["rotation"])
+    length = (w * w + x * x + y * y + z * z) ** 0.5
+    if not 0.99 < length < 1.01:
+        raise ValueError(f"{row['token']} has the rotation {row['rotation']}; expected a unit quaternion w, x, y, z")
+    tx, ty, tz = map(float, row["translation"])
+    return w / length, x / length, y / length, z / length, tx, ty, tz
+
+
+def _lidarseg(folder: Path) -> tuple[dict[str, str], list[str] | None, Int64[np.ndarray, "256"]]:
+    """Label files by key frame, class names, and class indices by number in the files."""
+    index = np.full(256, -1, np.int64)
+    if not (folder / "lidarseg.json").is_file():
+        return {}, None, index
+    files = {row["sample_data_token"]: row["filename"] for row in _table(folder, "lidarseg")}
+    categories = [row for row in _table(folder, "category") if "index" in row and row["name"] != _NOISE]
+    categories.sort(key=lambda row: row["index"])
+    for i, row in enumerate(categories):
+        index[row["index"]] = i
+    return files, [row["name"] for row in categories], index
+
+
+def rotation(quaternion: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "3 3"]:
+    """The rotation matrix of a unit quaternion (w, x, y, z)."""
+    w, x, y, z = quaternion
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+class SweepReader:
+    """Reads key frames with earlier sweeps. Holds no open file, so it can go to any number of workers."""
+
+    def __init__(self, drives: Drives, sweeps: int) -> None:
+        self.drives, self.sweeps = drives, sweeps
+
+    def __call__(self, index: int) -> Cloud:
+        drives = self.drives
+        key = drives.keys[index]
+        with naming(drives.files[key]):
+            parts = [self._sweep(row, key) for row in self._earlier(key)]
+            xyz, intensity, time = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            labels = self._labels(index, len(parts[0][0]), len(xyz))
+            return clean(xyz, {"intensity": intensity, "time": time}, labels)
+
+    def _earlier(self, key: int) -> list[int]:
+        """Rows of the key frame and of the sweeps before it."""
+        rows = [key]
+        while len(rows) < self.sweeps and self.drives.previous[rows[-1]] >= 0:
+            rows.append(int(self.drives.previous[rows[-1]]))
+        return rows
+
+    def _sweep(self, row: int, key: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions in the key frame's ego frame, intensities and times of one sweep."""
+        drives = self.drives
+        with nullcontext() if row == key else naming(f"sweep {drives.files[row]}"):
+            points = bin_rows(drives.root / drives.files[row], 5)
+        if row != key:
+            points = points[(np.abs(points[:, :2]) >= _NEAR).any(1)]
+        xyz = _move(points[:, :3].astype(np.float64), drives.mounts[row])
+        if row != key:
+            xyz = _move_back(_move(xyz, drives.poses[row]), drives.poses[key])
+        seconds = 1e-6 * float(drives.times[key] - drives.times[row])
+        return xyz, points[:, 3:4], np.full((len(points), 1), seconds, np.float32)
+
+    def _labels(self, index: int, own: int, points: int) -> Int64[np.ndarray, "points"] | None:
+        """Class indices: those of the key frame's own points, then -1."""
+        if self.drives.point_classes is None:
+            return None
+        labels = np.full(points, -1, np.int64)
+        file = self.drives.labels[index]
+        if file is not None:
+            numbers = np.fromfile(self.drives.root / file, np.uint8)
+            if len(numbers) != own:
+                raise CorruptCloudError(f"{file} has {len(numbers)} labels for {own} points")
+            labels[:own] = self.drives.index[numbers]
+        return labels
+
+
+def _move(xyz: Float[np.ndarray, "points 3"], pose: Float64[np.ndarray, "7"]) -> Float64[np.ndarray, "points 3"]:
+    return xyz @ rotation(pose[:4]).T + pose[4:]
+
+
+def _move_back(xyz: Float[np.ndarray, "points 3"], pose: Float64[np.ndarray, "7"]) -> Float64[np.ndarray, "points 3"]:
+    return (xyz - pose[4:]) @ rotation(pose[:4])

@@ -1,0 +1,1 @@
+"""What point cloud encoders are measured by: one module a task."""

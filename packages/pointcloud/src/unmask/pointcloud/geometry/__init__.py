@@ -1,0 +1,1 @@
+"""Pillars, neighbours and the geometry that GeoMAE predicts."""

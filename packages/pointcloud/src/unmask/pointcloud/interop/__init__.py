@@ -1,0 +1,1 @@
+"""Weights in this library's and SST's formats, read and written."""

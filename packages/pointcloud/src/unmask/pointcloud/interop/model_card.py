@@ -1,0 +1,182 @@
+"""The README.md that goes with exported weights: what they are, how they came to be, how to load and name them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from unmask.core import registry
+from unmask.core.training.checkpoint import LoadedRun
+from unmask.core.training.recipe import to_yaml
+from unmask.pointcloud.data.readers import WIDTHS
+
+_TAGS = ["unmask", "self-supervised-learning", "point-cloud", "lidar"]
+_NORMALISED = {
+    "none": "as they are, in the sensor's or the file's own frame",
+    "center": "moved so that the middle of the cloud's bounding box in x and y, and its least z, are at 0",
+    "sphere": "moved so that the centroid is at 0, and scaled so that the farthest point is at distance 1",
+}
+_CHANNELS = {
+    "intensity": "intensity (integers of 8 or 16 bits as 0..1, floating point as it is)",
+    "time": "seconds before the key frame (0 for single sweeps)",
+    "color": "red, green, blue in 0..1",
+    "normal": "the unit normal's x, y, z",
+}
+
+
+def model_card(run: LoadedRun, run_dir: Path, to: str, state: Mapping[str, Tensor]) -> str:
+    """A model card in the hub's format: YAML front matter, then Markdown.
+
+    Args:
+        run: the exported run.
+        run_dir: its directory; versions and scores are read from the files there.
+        to: ``unmask`` or ``sst``.
+        state: what is exported; every name of it is documented.
+    """
+    card = registry.card(run.recipe.method)
+    name = card.id.split("/")[1]
+    front = {"library_name": to, "pipeline_tag": "feature-extraction", "tags": [*_TAGS, name]}
+    what = "The whole model (encoder, decoders and heads)" if to == "unmask" else "The encoder, for SST's detectors,"
+    sections = {
+        "What this is": f"{what} of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without labels by "
+        "hiding pillars of every cloud and predicting their geometry. It gives one vector for every pillar that holds "
+        "points.",
+        "Intended use": "Features for probes of clouds and points, and a start for fine-tuning, on clouds like those "
+        "that it was trained on: of the same sensor, or the same kind of scan. It classifies and detects nothing by "
+        "itself. Measure it on your own data before you rely on it.",
+        "How to load it": _LOADING[to],
+        "Input": _input(run),
+        "Keys": _KEYS[to] + "\n\n" + _keys(state),
+        "Training": _training(run, run_dir),
+        "Scores": _scores(run_dir / "evaluation.json"),
+        "Licence": "Exporting sets no licence for these weights: choose one that the training data allows before you "
+        f"publish them. The code that trained them (unmask) is Apache-2.0. The method's reference code, "
+        f"{card.reference} ({card.reference_licence}), was not used.",
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
+    title = f"# {name} pre-trained with unmask, {run.step} steps"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{title}\n\n{body}\n"
+
+
+_LOADING = {
+    "unmask": """With unmask (PATH is this directory, or its id on the hub):
+
+```python
+import unmask.pointcloud
+
+encoder = unmask.pointcloud.load("PATH")
+features = encoder(encoder.preprocess(["scan.ply", "sweep.bin"]))
+features.pooled                           # [clouds, dim]: the mean over pillars
+rows, vectors = features.per_point()      # the vector of its pillar for every point inside the range
+```
+
+To go on pre-training: `unmask train METHOD --init PATH --out RUN`; decoders and heads are there.""",
+    "sst": """In a detector on the SST code base (github.com/tusen-ai/SST), build voxel encoder and backbone from
+`detector` in `config.json`, then (PATH is this directory):
+
+```python
+from safetensors.torch import load_file
+
+missing, unexpected = detector.load_state_dict(load_file("PATH/model.safetensors"), strict=False)
+assert not unexpected  # and of `missing` only the neck, the heads and layers between backbone and neck
+```
+
+The names of keys and settings are SST's as we know them; they were not checked against the code. The check above finds
+a difference in names. With unmask: `unmask.pointcloud.load("PATH")` gives the same features as the run.""",
+}
+_KEYS = {
+    "unmask": "Names in `model.safetensors`. Layers `encoder.layers.{i}` alternate between windows aligned to the grid "
+    "(even i) and windows shifted by half their side (odd i).",
+    "sst": "Names in `model.safetensors`. Blocks have two layers: j = 0 with windows aligned to the grid, j = 1 with "
+    "windows shifted by half their side. Rows of `in_proj` are queries, keys, values, in this order. "
+    "`vfe_layers.0.linear` takes, in this order: the channels under Input, the point's x, y, z minus the mean of its "
+    "pillar's points, and its x, y, z minus the pillar's centre.",
+}
+
+
+def _input(run: LoadedRun) -> str:
+    """Range, pillars, channels and preparation."""
+    method: Any = run.method
+    data, grid = run.recipe.data, method.grid
+    low, high = grid.bounds[:3], grid.bounds[3:]
+    axes = ", ".join(f"{axis} in [{a:g}, {b:g})" for axis, a, b in zip("xyz", low, high, strict=True))
+    channels = [*"xyz"]
+    for feature in data.features:
+        channels += [_CHANNELS[feature]] if WIDTHS[feature] == 1 else [f"{_CHANNELS[feature]} (3 channels)"]
+    limit = f"; at most {data.max_points:,} points of a cloud, chosen at random" if data.max_points else ""
+    lines = {
+        "channels of a point, in this order": ", ".join(channels) + f" ({data.channels} in all, float32)",
+        "positions": f"metres, {_NORMALISED[data.normalize or 'none']}",
+        "range": f"{axes}, after that; points outside are left out{limit}",
+        "pillars": f"{grid.pillar[0]:g} x {grid.pillar[1]:g} m (x, y) and as high as the range; "
+        f"{grid.shape[1]} along x, {grid.shape[0]} along y",
+        "cells inside a pillar": f"{_cells(grid.low)} finest and {_cells(grid.med)} middle ones along z, y, x",
+        "trained on": f"`{public_name(data.source)}`" + (f", {data.sweeps} sweeps together" * (data.sweeps > 1)),
+    }
+    return "\n".join(f"- {name}: {value}" for name, value in lines.items())
+
+
+def _cells(counts: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, counts))
+
+
+def _keys(state: Mapping[str, Tensor]) -> str:
+    """A table of every name, with numbers as {i}, {j} and the values that they take."""
+    found: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for name, tensor in state.items():
+        numbers = re.findall(r"\.(\d+)(?=\.)", name)
+        letters = iter("ijk")
+        pattern = re.sub(r"\.\d+(?=\.)", lambda _: f".{{{next(letters)}}}", name)  # noqa: B023 (used at once)
+        shape = " x ".join(map(str, tensor.shape)) or "scalar"
+        found.setdefault((pattern, shape), []).append(tuple(numbers))
+    rows = ["| key | numbers | shape |", "|---|---|---|"]
+    rows += [f"| `{pattern}` | {_numbers(values)} | {shape} |" for (pattern, shape), values in found.items()]
+    return "\n".join(rows)
+
+
+def _numbers(values: list[tuple[str, ...]]) -> str:
+    """``i = 0..5, j = 0, 1``: the values at each place."""
+    texts = []
+    for letter, column in zip("ijk", zip(*values, strict=True), strict=False):
+        taken = sorted({int(value) for value in column})
+        whole = len(taken) > 2 and taken == list(range(taken[0], taken[-1] + 1))
+        texts.append(f"{letter} = " + (f"{taken[0]}..{taken[-1]}" if whole else ", ".join(map(str, taken))))
+    return "; ".join(texts)
+
+
+def _training(run: LoadedRun, run_dir: Path) -> str:
+    environment = _json(run_dir / "environment.json")
+    versions = environment.get("versions", {})
+    lines = [f"{run.step} optimizer steps of {run.recipe.training.batch_size} clouds."]
+    if "torch" in versions:
+        lines.append(f"torch {versions['torch']}, Python {environment.get('python', 'unknown')}.")
+    data, init = run.recipe.data, run.recipe.init
+    recipe = replace(
+        run.recipe,
+        data=replace(data, source=public_name(data.source)),
+        init=None if init is None else public_name(init),
+    )
+    return " ".join(lines) + f" The complete recipe:\n\n```yaml\n{to_yaml(recipe)}```"
+
+
+def public_name(source: str) -> str:
+    """A folder's own name: where it lay on somebody's disk is nobody else's business."""
+    return Path(source).name
+
+
+def _scores(path: Path) -> str:
+    values = {name: value for name, value in _json(path).items() if name not in ("run", "note")}  # they name folders
+    if "data" in values:
+        values["data"] = public_name(values["data"])
+    return f"From the run's `evaluation.json`:\n\n```json\n{json.dumps(values, indent=2)}\n```" if values else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,1 @@
+"""The point cloud part of a run's page."""

@@ -1,0 +1,245 @@
+"""What a model answers about hidden pillars of a cloud: as scenes to draw, in numbers, and as a report's gallery."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.core.errors import UnmaskError
+from unmask.core.method import Clock
+from unmask.core.randomness import Key
+from unmask.core.report.gather import RunFacts
+from unmask.core.report.pictures import Picture, Pictures
+from unmask.core.training.checkpoint import load_run
+from unmask.pointcloud.data.batches import PointBatch
+from unmask.pointcloud.data.clouds import Settings, collate, open_split
+from unmask.pointcloud.geometry.targets import GeometryTargets
+from unmask.pointcloud.geometry.voxels import VoxelGrid
+from unmask.pointcloud.methods.geomae import GeoMAEPlan, Prediction
+from unmask.pointcloud.report.drawing import Compared, Scene, draw, oblique
+
+SAMPLES = 4
+ONE_SURFACE = 0.01  # where the two smaller curvature values are nearer than this, a normal is a matter of chance
+
+
+def draw_pictures(run: RunFacts) -> Pictures:
+    """Hide pillars of `SAMPLES` validation clouds, keyed so that a report repeats, and draw what the model answers."""
+    try:
+        loaded = load_run(run.path)
+    except UnmaskError as error:
+        return Pictures([], f"No pictures: {error}")
+    settings: Settings = loaded.recipe.data
+    method: Any = loaded.method
+    parameters = sum(p.numel() for p in method.parameters())
+    try:
+        clouds = open_split(settings, "val", seed=loaded.recipe.seed)
+        chosen = torch.linspace(0, len(clouds) - 1, min(SAMPLES, len(clouds))).long().tolist()
+        batch = collate([clouds[index, 0] for index in chosen])
+        key = Key.of(loaded.recipe.seed, batch.ids, 0).stream("plan")
+        with torch.no_grad():
+            plan = method.draw(batch, Clock(loaded.step, max(1, loaded.step)), key)
+            answer, asked = method.answers(batch, plan), method.target(batch, plan)
+    except UnmaskError as error:
+        return Pictures([], f"No pictures: {error}", parameters)
+    # Scaled clouds are objects, however flat; scenes are seen as they are.
+    unit, view = ("", oblique()) if settings.normalize == "sphere" else ("m", None)
+    scenes = [scene(batch, plan, answer, asked, method.grid, row) for row in range(len(chosen))]
+    pictures = [
+        Picture(clouds.name_of(int(id_)), [(caption(one, unit), _address(draw(one, unit, view)))])
+        for id_, one in zip(batch.ids, scenes, strict=True)
+    ]
+    hidden = len(plan.hidden) / len(plan.voxels.pillars)
+    note = describe(measure(answer, asked, method.grid), len(pictures), loaded.step, hidden, unit)
+    return Pictures(pictures, note, parameters, wide=True)
+
+
+def caption(one: Scene, unit: str) -> str:
+    """What the picture of a cloud shows: its caption, and before "of" and the cloud's name its alternative text."""
+    width, depth = np.ptp(one.points[:, :2], axis=0)
+    size = f" over {width:.2g} x {depth:.2g} {unit}" if unit else ""
+    text = (
+        f"The whole cloud of {len(one.points):,} points{size}; what the encoder sees, {len(one.corners)} pillars hidden"
+    )
+    pairs = {"hidden points": one.centroids, "normals": one.normals, "curvature": one.curvature}
+    shown = [name for name, pair in pairs.items() if pair is not None]
+    return text + ("; true and predicted " + ", ".join(shown) if shown else "")
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def positions(
+    grid: VoxelGrid,
+    pillars: Int[np.ndarray, "n 3"],
+    slots: Int[np.ndarray, "n"],
+    within: Float[np.ndarray, "n 3"],
+) -> Float[np.ndarray, "n 3"]:
+    """Places x, y, z in metres: the corner of the pillar, plus (cell + place in the cell) times the cell's size.
+
+    Args:
+        grid: what pillars and cells are.
+        pillars: (sample, y, x) of each place's pillar.
+        slots: its finest cell in the pillar.
+        within: where in the cell, z, y, x in units of the cell.
+    """
+    cell = np.stack(np.unravel_index(slots, grid.low), axis=1)
+    of_pillar = np.stack([np.zeros_like(slots), pillars[:, 1], pillars[:, 2]], axis=1)
+    zyx = (of_pillar * np.array(grid.low) + cell + within) * np.array(grid.low_cell)[::-1]
+    return np.array(grid.lower) + zyx[:, ::-1]
+
+
+def scene(
+    batch: PointBatch, plan: GeoMAEPlan, answer: Prediction, asked: GeometryTargets, grid: VoxelGrid, row: int
+) -> Scene:
+    """One cloud of a batch with what was asked and answered, as plain arrays with components x, y, z."""
+    voxels = plan.voxels
+    mine = (voxels.pillars[plan.hidden, 0] == row).numpy()
+    pillars = voxels.pillars[plan.hidden].numpy()[mine]
+    nth = np.full(len(voxels.pillars), -1)
+    nth[plan.hidden.numpy()[mine]] = np.arange(len(pillars))
+    kept = (voxels.pillars[voxels.pillar_of, 0] == row).numpy()
+    corners = np.array(grid.lower) + np.stack(
+        [pillars[:, 2] * grid.pillar[0], pillars[:, 1] * grid.pillar[1], np.zeros(len(pillars))], axis=1
+    )
+
+    def compared(true: Tensor, predicted: Tensor | None) -> Compared | None:
+        return None if predicted is None else Compared(true.numpy()[mine], predicted.numpy()[mine])
+
+    normals = compared(asked.normal.flip(1), None if answer.normal is None else answer.normal.flip(1))
+    curvature = compared(asked.curvature[:, 2], None if answer.curvature is None else answer.curvature[:, 2])
+    return Scene(
+        points=batch.points[voxels.order, :3].double().numpy()[kept],
+        pillar_of=nth[voxels.pillar_of.numpy()[kept]],
+        corners=corners,
+        pillar=grid.pillar,
+        centroids=_centroids(answer, asked, grid, mine, pillars),
+        normals=normals,
+        curvature=curvature,
+    )
+
+
+def _centroids(
+    answer: Prediction, asked: GeometryTargets, grid: VoxelGrid, mine: np.ndarray, pillars: np.ndarray
+) -> Compared | None:
+    """Where the cells that hold points have their mean, and where the model expects that; None without either head.
+
+    A model that does not answer which cells hold points is asked about the right ones; one that does not answer where
+    in the cell they lie is taken to mean the middle.
+    """
+    if answer.low is None and answer.low_occupancy is None:
+        return None
+    occupied = expected = asked.low_occupied.numpy()[mine]
+    if answer.low_occupancy is not None:
+        expected = likely(answer.low_occupancy).numpy()[mine]
+    true = asked.low.numpy()[mine]
+    within = np.full_like(true, 0.5) if answer.low is None else answer.low.numpy()[mine]
+
+    def places(where: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        pillar, slot = where.nonzero()
+        return positions(grid, pillars[pillar], slot, inside[where])
+
+    return Compared(places(occupied, true), places(expected, within))
+
+
+def likely(logits: Float[Tensor, "hidden cells 2"]) -> Bool[Tensor, "hidden cells"]:
+    """The likeliest cells of every pillar, as many as their probabilities of holding points add up to; one at least.
+
+    Few cells hold points, and which of them a sparse scan happens to hit cannot be known: most probabilities stay far
+    below 1/2 in a model that is well calibrated.
+    """
+    probability = logits[..., 1].sigmoid()
+    rank = probability.sort(dim=1, descending=True, stable=True).indices.argsort(1)
+    return rank < probability.sum(1, keepdim=True).round().clamp(min=1)
+
+
+# ---- numbers -------------------------------------------------------------------------------------------------------
+
+
+def measure(answer: Prediction, asked: GeometryTargets, grid: VoxelGrid) -> dict[str, float]:
+    """What the pictures' note says in numbers, over all hidden pillars; only of terms that have an answer.
+
+    ``precision`` and ``recall`` of the finest cells that are drawn as expected (`likely`): how many of them hold
+    points, and how many of those that do are among them; ``share`` of all cells that do. ``sure_precision`` (absent
+    where there are none) and ``sure_recall``: the same of cells that hold points with more than 50 %.
+    ``centroid`` and ``middle``: mean distance of the answer and of the cell's middle from the points' mean, metres.
+    ``angle`` and ``common``: mean angle in degrees, without sign, of the answer and of the one direction nearest to
+    all, over pillars that have a normal (`ONE_SURFACE`). ``curvature`` and ``mean_curvature``: mean error of the
+    smallest curvature value, and that of answering its mean.
+    """
+    found: dict[str, float] = {}
+    occupied = asked.low_occupied
+    if answer.low_occupancy is not None:
+        found["share"] = float(occupied.float().mean())
+        # A logit of 0 is a probability of 1/2.
+        for name, chosen in (("", likely(answer.low_occupancy)), ("sure_", answer.low_occupancy[..., 1] > 0)):
+            both = float((chosen & occupied).sum())
+            found[f"{name}recall"] = both / float(occupied.sum())
+            if chosen.any():
+                found[f"{name}precision"] = both / float(chosen.sum())
+    if answer.low is not None:
+        true, size = asked.low[occupied], torch.tensor(grid.low_cell[::-1])
+        for name, given in (("centroid", answer.low[occupied]), ("middle", torch.full_like(true, 0.5))):
+            found[name] = float(((given - true) * size).norm(dim=1).mean())
+    clear = asked.curvature[:, 1] - asked.curvature[:, 2] > ONE_SURFACE
+    if answer.normal is not None and clear.any():
+        true = asked.normal[clear].double()
+        common = torch.linalg.eigh(true.T @ true).eigenvectors[:, -1]
+        found |= {"angle": _angle(answer.normal[clear].double(), true), "common": _angle(common.expand_as(true), true)}
+    if answer.curvature is not None:
+        true, given = asked.curvature[:, 2], answer.curvature[:, 2]
+        found |= {"curvature": _error(given, true), "mean_curvature": _error(true.mean(), true)}
+    return found
+
+
+def _angle(a: Tensor, b: Tensor) -> float:
+    """Mean angle between lines, in degrees."""
+    cosine = torch.cosine_similarity(a, b, dim=1).abs().clamp(max=1)
+    return float(cosine.acos().mean().rad2deg())
+
+
+def _error(given: Tensor, true: Tensor) -> float:
+    return float((given - true).abs().mean())
+
+
+def describe(found: dict[str, float], count: int, step: int, hidden: float, unit: str) -> str:
+    """The note under the pictures, from the numbers of `measure`; `hidden` is the share of hidden pillars."""
+    length = f" {unit}" if unit else " (clouds have radius 1)"
+    text = [
+        f"{count} validation clouds at step {step:,}, coloured by height. {hidden:.0%} of the pillars are hidden: the "
+        "grey ones. A block is as high as the points that were in it; the model is told only where it stands."
+    ]
+    if "recall" in found:
+        sure = (
+            "no cell"
+            if "sure_precision" not in found
+            else (f"cells of which {found['sure_precision']:.0%} do, {found['sure_recall']:.0%} of all that do")
+        )
+        text.append(
+            "A hidden point is the mean of one of the pillar's finest cells. Predicted cells are the likeliest of each "
+            f"pillar, as many as their probabilities add up to: {found['precision']:.0%} of them hold points, where "
+            f"{found['share']:.1%} of all cells in hidden pillars do, and {found['recall']:.0%} of those that do are "
+            f"among them. More than 50 % is given to {sure}."
+        )
+    if "centroid" in found:
+        text.append(
+            f"In cells with points their mean is missed by {found['centroid']:.2g}{length}; answering the middle of "
+            f"the cell would miss it by {found['middle']:.2g}."
+        )
+    if "angle" in found:
+        text.append(
+            "Discs lie in the surface, so that a normal and its opposite look the same. Predicted normals are "
+            f"{found['angle']:.0f}° off on average, whichever side they point to; the one direction that suits all "
+            f"best is {found['common']:.0f}° off."
+        )
+    if "curvature" in found:
+        text.append(
+            f"Curvature is the share of the surroundings' spread along its smallest axis, 0 to 1/3; it is missed by "
+            f"{found['curvature']:.3f}, and would be by {found['mean_curvature']:.3f} if its mean were the answer."
+        )
+    return " ".join(text)

@@ -1,0 +1,1 @@
+"""Recordings: where they are, decoding and batches."""

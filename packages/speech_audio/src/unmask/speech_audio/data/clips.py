@@ -1,0 +1,335 @@
+"""Recordings for training and evaluation: what to read, which split it belongs to, how clips become a batch.
+
+A dataset is asked for ``(index, visit)``; where a long clip is cropped is a function of (seed, sample id, visit) alone,
+so it does not depend on the batch, the worker or a resume. The parts, beside this module: `sources` finds the clips,
+`decode` reads them, `batches` pads and aligns; `unmask.core.data.splits` divides them and
+`unmask.speech_audio.targets.labels` holds what is predicted. Cropping, dropping of short clips, normalisation and the
+alignment of labels follow HuBERT's released recipe (Hsu et al., arXiv 2106.07447; its data set in fairseq), except that
+by default a batch is padded, not cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unmask.core.data.splits import SPLITS
+from unmask.core.errors import Problem, UnmaskError
+from unmask.core.randomness import SampleKey, stable_id
+from unmask.speech_audio.data.batches import AudioBatch, Sample, collate
+from unmask.speech_audio.data.decode import CLIPPED_SHARE, CorruptAudioError, Sound
+from unmask.speech_audio.data.embedded.sets import EMBEDDED
+from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, SAMPLE_RATE
+from unmask.speech_audio.data.readers import SourceError
+from unmask.speech_audio.data.sources import Source, open_source
+from unmask.speech_audio.targets.labels import PLANNED, LabelSet, Target
+
+__all__ = [
+    "AudioBatch",
+    "Clips",
+    "Problem",
+    "Sample",
+    "Settings",
+    "SourceError",
+    "Target",
+    "collate",
+    "open_split",
+    "resolve",
+]
+
+Split = Literal["train", "val", "test", "all"]
+_CROP, _CUT = stable_id("crop"), stable_id("cut to the shortest")
+_EPSILON = 1e-5  # torch's layer_norm, which the released recipe normalises with
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which recordings, and how they are given to a model.
+
+    Args:
+        source: a folder of wav, flac, ogg or mp3 files (LibriSpeech, LibriLight and Common Voice are recognised), of
+            tar shards or of manifests; a manifest (``.tsv``) as fairseq writes it; or an embedded set: ``notes``,
+            ``syllables``, ``prompts``, or several joined: ``prompts+syllables``. An embedded set's name wins over a
+            folder's: write ``./notes`` then.
+        min_seconds: shorter clips are left out, counted and named.
+        max_seconds: longer clips are cropped, at a random place in training and at the start otherwise.
+        batching: ``pad`` fills a batch's clips up to the longest with zeros; ``crop`` cuts them to the shortest, as
+            the released recipe does. What a clip shows then depends on the batch that it is in.
+        normalise: each clip to mean 0 and variance 1 over all its samples, before it is cropped (LARGE).
+        corrupt: ``skip`` counts and names unreadable clips and goes on without them; ``fatal`` stops at them.
+        val_share: share of the training clips set aside where the data have no val split (and again for test where
+            they have labels or speakers and no test split). Embedded sets have fixed splits.
+        label_sets: folders of label sets; their targets are concatenated.
+        targets: what `resolve` found in the label sets; never written by hand. Those of a dry run, before any labels
+            are made, are marked as planned, and all their labels are 0.
+    """
+
+    source: str
+    min_seconds: Annotated[float, Field(ge=0)] = 2.0
+    max_seconds: Annotated[float, Field(gt=0)] = 15.625
+    batching: Literal["pad", "crop"] = "pad"
+    normalise: bool = False
+    corrupt: Literal["skip", "fatal"] = "skip"
+    val_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    label_sets: tuple[str, ...] = ()
+    targets: tuple[Target, ...] | None = None
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"source", "label_sets", "corrupt"})
+    filled_in: ClassVar[frozenset[str]] = frozenset({"targets"})
+
+    def __post_init__(self) -> None:
+        if self.max_seconds < self.min_seconds:
+            raise ValueError(f"max_seconds is {self.max_seconds:g}, less than min_seconds={self.min_seconds:g}")
+        if self.max_samples < RECEPTIVE_FIELD:
+            raise ValueError(f"max_seconds is {self.max_seconds:g}; one frame of a model takes 0.025 s")
+
+    @property
+    def min_samples(self) -> int:
+        """`min_seconds` in samples; at least the 400 that one frame of a model takes."""
+        return max(round(self.min_seconds * SAMPLE_RATE), RECEPTIVE_FIELD)
+
+    @property
+    def max_samples(self) -> int:
+        """`max_seconds` in samples."""
+        return round(self.max_seconds * SAMPLE_RATE)
+
+
+class Clips(Dataset[Sample]):
+    """One split of a source: ``dataset[index, visit]`` is a `Sample`, a list of (index, visit) an `AudioBatch`.
+
+    A clip that turns out to be damaged is replaced by the next good one of the split, the same in every worker and
+    run, and then shows in `problems`.
+
+    Args:
+        source: where the clips are.
+        members: which of them belong to the split, all of them long enough.
+        settings: resolved, where there are label sets.
+        seed: of the crops.
+        augment: crop long clips at random places; else at the start.
+    """
+
+    def __init__(
+        self, source: Source, members: Int[Tensor, "n"], settings: Settings, *, seed: int, augment: bool
+    ) -> None:
+        self.settings, self.seed, self.augment = settings, seed, augment
+        self._source, self._members = source, members
+        chosen = members.tolist()
+        self.ids: Int[Tensor, "n"] = source.ids[members]
+        self.whole_lengths: Int[Tensor, "n"] = source.lengths[members]
+        self.lengths: Int[Tensor, "n"] = self.whole_lengths.clamp(max=settings.max_samples)
+        self.labels: dict[str, Int[Tensor, "n"]] = {key: labels[members] for key, labels in source.labels.items()}
+        self.classes: dict[str, list[str]] = source.classes
+        self.texts: list[str | None] = [source.texts[i] if source.texts else None for i in chosen]
+        self._sets = [LabelSet.open(folder) for folder in settings.label_sets]
+        if self._sets and settings.targets is not None:
+            _check_targets(self._sets, settings)
+        # Shared memory, so that the main process learns what its workers found.
+        self._damaged = torch.zeros(len(chosen), dtype=torch.bool).share_memory_()
+        self._clipped = torch.zeros(len(chosen)).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        index, visit = item
+        key = SampleKey.of(self.seed, int(self.ids[index]), visit)
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            if step:
+                key = SampleKey.of(self.seed, int(self.ids[place]), visit)
+            try:
+                return self._sample(place, key)
+            except CorruptAudioError as error:
+                self._damaged[place] = True
+                if self.settings.corrupt == "fatal":
+                    name = self._name(place)
+                    raise UnmaskError(f"{name}: {error}. Remove or replace it, or set data.corrupt=skip.") from error
+        raise SourceError(f"{self.settings.source}: none of the {len(self)} clips of this split can be decoded")
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> AudioBatch:
+        """The batch of several (index, visit): what `collate` makes of them one by one."""
+        return collate([self[item] for item in items])
+
+    def _sample(self, place: int, key: SampleKey) -> Sample:
+        whole, length = int(self.whole_lengths[place]), int(self.lengths[place])
+        start = 0
+        if self.augment and whole > length:
+            start = int(key.stream(_CROP).uniform(1)[0] * (whole - length + 1))
+        if self.settings.normalise:
+            audio = self.waveform(place)[start : start + length]
+        else:
+            audio = self._read(place, start, start + length)
+        sample_id = int(self.ids[place])
+        labels = tuple(labels.get(sample_id) for labels in self._sets)
+        rates = tuple(labels.rate for labels in self._sets)
+        planned = [target for target in self.settings.targets or () if target.digest == PLANNED]
+        if planned and not self._sets:
+            rates = tuple(target.rate for target in planned)
+            labels = tuple(np.zeros((int(whole * rate / SAMPLE_RATE) + 1, 1), np.int32) for rate in rates)
+        cut = key.stream(_CUT) if self.augment else None
+        return Sample(audio, sample_id, start, labels, rates, cut, self.settings.batching)
+
+    def waveform(self, index: int) -> Float[Tensor, "samples"]:
+        """A whole clip at 16 kHz, however long, normalised if the settings say so.
+
+        Raises:
+            CorruptAudioError: it cannot be decoded.
+        """
+        try:
+            audio = self._read(index, 0, int(self.whole_lengths[index]))
+        except CorruptAudioError as error:
+            self._damaged[index] = True
+            raise CorruptAudioError(f"{self._name(index)}: {error}") from error
+        if not self.settings.normalise:
+            return audio
+        return torch.nn.functional.layer_norm(audio, audio.shape, eps=_EPSILON)
+
+    def _read(self, place: int, start: int, stop: int) -> Float[Tensor, "samples"]:
+        sound: Sound = self._source.read(int(self._members[place]), start, stop)
+        if sound.clipped > CLIPPED_SHARE:
+            self._clipped[place] = sound.clipped
+        return sound.audio
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Clips that are left out: unreadable or too short on opening (any split), or not decodable (this split)."""
+        found = [*self._source.problems, *_too_short(self._source, self.settings)]
+        for place in self._damaged.nonzero()[:, 0].tolist():
+            found.append(Problem(self._name(place), self._reason(place)))
+        return found
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """Clips of this split that were used and may not be what was meant: those that are clipped, as far as read."""
+        return [
+            Problem(self._name(place), f"clipped: {100 * float(self._clipped[place]):.1f} % of samples at full scale")
+            for place in self._clipped.nonzero()[:, 0].tolist()
+        ]
+
+    def _reason(self, place: int) -> str:
+        """What is wrong with a damaged clip: a worker can only pass on that something is."""
+        try:
+            self._source.read(int(self._members[place]), 0, int(self.whole_lengths[place]))
+        except CorruptAudioError as error:
+            return str(error)
+        return "could not be read at first"
+
+    def name_of(self, sample_id: int) -> str:
+        """The name of a clip of this split: its path, shard key, or ``set:name``."""
+        return self._names[sample_id]
+
+    def _name(self, place: int) -> str:
+        return self._source.names[int(self._members[place])]
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {sample_id: self._name(place) for place, sample_id in enumerate(self.ids.tolist())}
+
+
+def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = False) -> Clips:
+    """The clips of one split that are long enough.
+
+    Args:
+        settings: what to read; label sets are looked up if that was not done yet (`resolve` does it once).
+        split: ``all`` is every clip, also those that were dropped because they are twice in the set.
+        seed: of the crops.
+        augment: crop long clips at random places; else at the start.
+
+    Raises:
+        SourceError: there are no clips, or none in this split.
+    """
+    if settings.label_sets and settings.targets is None:
+        settings = resolve(settings)
+    return _split(open_source(settings.source, settings.corrupt), settings, split, seed, augment)
+
+
+def _split(source: Source, settings: Settings, split: str, seed: int, augment: bool) -> Clips:
+    long_enough = source.lengths >= settings.min_samples
+    if not long_enough.any():
+        raise SourceError(_nothing(source, settings))
+    chosen = long_enough
+    if split != "all":
+        chosen = long_enough & (source.splits(settings.val_share) == SPLITS[split])
+    if not chosen.any():
+        raise SourceError(f"{settings.source} has no {split} clips. {_how_to_split(source, split)}")
+    return Clips(source, chosen.nonzero()[:, 0], settings, seed=seed, augment=augment)
+
+
+def _nothing(source: Source, settings: Settings) -> str:
+    longest = float(source.lengths.max()) / SAMPLE_RATE
+    return (
+        f"{settings.source}: all {len(source.names)} clips are shorter than data.min_seconds={settings.min_seconds:g}; "
+        f"the longest lasts {longest:.2f} s. Set data.min_seconds lower, or give longer recordings."
+    )
+
+
+def _too_short(source: Source, settings: Settings) -> list[Problem]:
+    short = (source.lengths < settings.min_samples).nonzero()[:, 0].tolist()
+    wanted = settings.min_samples / SAMPLE_RATE
+    return [
+        Problem(source.names[i], f"too short: {int(source.lengths[i]) / SAMPLE_RATE:.2f} s, less than {wanted:g} s")
+        for i in short
+    ]
+
+
+def _how_to_split(source: Source, split: str) -> str:
+    if split == "test" and not source.labels:
+        return "Without labels none are set aside for testing: put clips in one folder a class, or in a folder test/."
+    if split == "train":
+        return "Put some in the folder train/, or set data.min_seconds lower."
+    return f"Raise data.val_share, add clips, or put some in a folder {split}/."
+
+
+def resolve(settings: Settings) -> Settings:
+    """The same settings with absolute paths and the targets of the label sets filled in: what a run records.
+
+    Fetches an embedded set where needed, decodes a training clip, and checks that every label set has labels for every
+    clip of train and val, as many as the clip is long.
+
+    Raises:
+        SourceError: there are no clips to train on.
+        LabelError: a label set is missing, damaged, or of other clips or another rate.
+        UnmaskError: a label set is not the one whose targets `settings` holds.
+    """
+    source = open_source(settings.source, settings.corrupt)
+    if not all(part in EMBEDDED for part in settings.source.split("+")):
+        settings = replace(settings, source=str(Path(settings.source).expanduser().resolve()))
+    plain = replace(settings, label_sets=())
+    train = _split(source, plain, "train", seed=0, augment=False)
+    train[0, 0]
+    if not settings.label_sets:
+        return settings
+    folders = tuple(str(Path(folder).expanduser().resolve()) for folder in settings.label_sets)
+    settings = replace(settings, label_sets=folders)
+    sets = [LabelSet.open(folder) for folder in folders]
+    if settings.targets is not None:
+        _check_targets(sets, settings)
+    val = source.splits(settings.val_share) == SPLITS["val"]
+    members = torch.cat([train._members, (val & (source.lengths >= settings.min_samples)).nonzero()[:, 0]])
+    names = dict(zip(source.ids.tolist(), source.names, strict=True))
+    ids, lengths = source.ids[members], source.lengths[members]
+    beyond = int(lengths.max()) + 1
+    for labels in sets:
+        labels.check_covers(ids, lengths, settings.source, longest=beyond, name_of=names.__getitem__)
+    return replace(settings, targets=tuple(target for labels in sets for target in labels.targets))
+
+
+def _check_targets(sets: list[LabelSet], settings: Settings) -> None:
+    found = tuple(target for labels in sets for target in labels.targets)
+    if found != settings.targets:
+        wanted = ", ".join(f"{t.name} ({t.classes} classes, codebook {t.digest})" for t in settings.targets or ())
+        got = ", ".join(f"{t.name} ({t.classes} classes, codebook {t.digest})" for t in found)
+        raise UnmaskError(
+            f"the label sets {', '.join(settings.label_sets)} hold {got}; the run was made with {wanted}. "
+            "Put the old label sets back, or start a new run"
+        )

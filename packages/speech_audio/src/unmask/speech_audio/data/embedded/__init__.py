@@ -1,0 +1,1 @@
+"""The sets of sound that come by name."""

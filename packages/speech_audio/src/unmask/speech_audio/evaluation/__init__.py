@@ -1,0 +1,1 @@
+"""What speech encoders are measured by: one module a task."""

@@ -1,0 +1,298 @@
+"""Judge and use a trained speech encoder: `evaluate` and `embed`.
+
+`evaluate` measures four things in the same way: the trained encoder, the same encoder at random initialisation, MFCC
+and log-mel energies. `unmask.speech_audio.evaluation.probes` and `unmask.speech_audio.evaluation.detail` say how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from unmask.core import registry
+from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.features import pick_device
+from unmask.core.evaluation.knn import KNN
+from unmask.core.evaluation.linear import LinearProbe
+from unmask.core.evaluation.weighted import WeightedProbe
+from unmask.core.progress import progress_bar
+from unmask.core.randomness import Key
+from unmask.core.training.checkpoint import LoadedRun, load_run
+from unmask.core.training.files import write_json
+from unmask.core.training.rundir import metrics_until
+from unmask.speech_audio.data.clips import Clips, Settings, SourceError, open_split
+from unmask.speech_audio.evaluation import detail as acoustic
+from unmask.speech_audio.evaluation.detail import Detail
+from unmask.speech_audio.evaluation.embedding import embed as embed
+from unmask.speech_audio.evaluation.encoding import ClipFeatures, audio_settings, encode_clips, name_left_out
+from unmask.speech_audio.evaluation.probes import (
+    SPLITS,
+    Task,
+    make_task,
+    probe,
+    probe_within,
+    spread,
+)
+from unmask.speech_audio.evaluation.tables import ROWS
+from unmask.speech_audio.evaluation.tables import measures as measures
+from unmask.speech_audio.evaluation.tables import study_table as study_table
+from unmask.speech_audio.evaluation.tables import table as table
+
+SPEAKER = "speaker"
+MOST_CLIPS = 10_000  # of each split; a larger one is thinned, by seed and clip id
+_OTHER_SEED = 1_000_003  # added to the run's seed for the reference's random weights: never those training began from
+_HELD_OUT = 0.1  # of the training clips, for each of val and test where the data have none
+
+Features = dict[str, dict[str, ClipFeatures]]  # by row, then by split
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Clips of one split that are measured."""
+
+    clips: Clips
+    index: Int[Tensor, "n"]
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """What is asked of the features: plain tasks by label, and by speaker within each label."""
+
+    plain: dict[str, Task]
+    within: dict[str, dict[str, Task]]
+    skipped: dict[str, str]
+
+
+def evaluate(
+    run_dir: str | Path,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    quick: bool = False,
+    references: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a run's encoder beside the same encoder at random initialisation, MFCC and log-mel energies.
+
+    For every label that the clips have (speaker, tone, language, instrument ...): a linear probe on a weighted sum of
+    all layers, one on the last layer, and k-NN. Where speakers are known, other labels are probed within each speaker,
+    too: across few speakers even good features may be at chance. Probes are fitted on the data's train split, chosen on
+    validation, and the test split is scored once; speakers that the splits keep apart are told apart on splits of the
+    training clips. Also: how much of the log-mel spectrum a frame keeps, and RankMe. Data without labels give these
+    two only, and the result says so. Clips longer than the run's ``max_seconds`` are measured by their beginning, and
+    those above 0.1 s count also where training left them out. Unreadable ones are named on stderr. Writes
+    RUN/evaluation.json.
+
+    Args:
+        run_dir: a run directory; one that is still training is measured as far as it is.
+        data: a folder or embedded set; the run's own data when not given.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        quick: leave acoustic detail and probes within speakers out.
+        references: measure them, too; without them only ``trained`` is, for a comparison that has them already.
+        seed: of the choice of clips and frames where there are many, and of the reference's random weights.
+
+    Returns:
+        What was written: ``rows`` (``trained``, ``random``, ``mfcc``, ``logmel``; accuracies in [0, 1]), ``tasks``,
+        ``skipped`` labels with reasons, ``protocol`` and so on. `table` makes text of it.
+
+    Raises:
+        UnmaskError: no run, no data, or no such device.
+    """
+    began, place = time.perf_counter(), pick_device(device)
+    run = load_run(run_dir, place)
+    settings = audio_settings(run, data)
+    parts, held_out = _parts(settings, seed)
+    method: Any = run.method
+    encoders: dict[str, nn.Module] = {"trained": method.encoder}
+    if references:
+        encoders["random"] = _random_encoder(run, seed).to(place)
+    protocol = None if quick else Detail()
+    features = _encode(encoders, parts, references, protocol, place, seed, run.recipe.training.workers)
+    name_left_out(list(dict.fromkeys(p for part in parts.values() for p in part.clips.problems)))
+    tasks = _tasks(parts, features["trained"], seed, within=not quick)
+    result: dict[str, Any] = {
+        "run": str(run_dir),
+        "method": run.recipe.method,
+        "step": run.step,
+        "data": settings.source,
+        "seed": seed,
+        "quick": quick,
+        "names": {name: text for name, text in ROWS.items() if name in features},
+        "val_loss": _val_loss(Path(run_dir)),
+        "labelled": bool(tasks.plain),
+        "splits": {name: len(found.ids) for name, found in features["trained"].items()},
+        "held_out_of_train": held_out,
+        "tasks": {label: task.facts() for label, task in tasks.plain.items()},
+        "speakers": {label: len(each) for label, each in tasks.within.items()},
+        "skipped": tasks.skipped,
+        "rows": _rows(features, tasks, protocol),
+        "protocol": _protocol(tasks, protocol),
+    }
+    if not tasks.plain:
+        result["note"] = _no_labels(settings.source, tasks.skipped)
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    write_json(Path(run_dir) / "evaluation.json", result)
+    return json.loads(json.dumps(result))
+
+
+def _val_loss(run_dir: Path) -> float | None:
+    """The last validation loss that training wrote."""
+    lines = [json.loads(line) for line in metrics_until(run_dir / "metrics.jsonl", sys.maxsize)]
+    return next((line["val_loss"] for line in reversed(lines) if "val_loss" in line), None)
+
+
+def _random_encoder(run: LoadedRun, seed: int) -> nn.Module:
+    """The run's encoder at random weights that are not those it started from."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(run.recipe.seed + seed + _OTHER_SEED)
+        return registry.load(run.recipe.method).build(run.recipe.model, run.recipe.data).encoder.eval()
+
+
+# ---- clips and features --------------------------------------------------------------------------------------------
+
+
+def _parts(settings: Settings, seed: int) -> tuple[dict[str, _Part], list[str]]:
+    """What is measured of each split, and which splits had to be held out of the training clips."""
+    train = open_split(settings, "train")
+    order = Key.of(seed, train.ids).stream("measured clips").bits(1)[:, 0].argsort()
+    found: dict[str, Clips] = {}
+    others: tuple[Literal["test", "val"], ...] = ("test", "val")
+    for other in others:
+        with contextlib.suppress(SourceError):  # data need not have either
+            found[other] = open_split(settings, other)
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    held_out = [name for name in ("val", "test") if name not in found]
+    count = min(int(len(train) * _HELD_OUT), MOST_CLIPS)
+    parts: dict[str, _Part] = {}
+    for name in held_out:
+        parts[name], order = _Part(train, order[:count]), order[count:]
+    parts |= {name: _Part(clips, _measured(clips, seed)) for name, clips in found.items()}
+    parts["train"] = _Part(train, order[:MOST_CLIPS].sort().values)
+    empty = [name for name in SPLITS if not len(parts[name].index)]
+    if empty:
+        raise UnmaskError(
+            f"{settings.source} has too few clips to measure features on: none is left for {', '.join(empty)}; "
+            "give more recordings with --data"
+        )
+    return {name: parts[name] for name in SPLITS}, held_out
+
+
+def _measured(clips: Clips, seed: int) -> Int[Tensor, "n"]:
+    rank = Key.of(seed, clips.ids).stream("measured clips").bits(1)[:, 0]
+    return rank.argsort()[:MOST_CLIPS].sort().values
+
+
+def _encode(
+    encoders: Mapping[str, nn.Module],
+    parts: Mapping[str, _Part],
+    references: bool,
+    protocol: Detail | None,
+    device: torch.device,
+    seed: int,
+    workers: int,
+) -> Features:
+    features: Features = {name: {} for name in ROWS if references or name in encoders}
+    for split, part in parts.items():
+        with progress_bar(f"encoding, {split}", len(part.index)) as advance:
+            found = encode_clips(
+                encoders, part.clips, part.index, device=device, detail=protocol, seed=seed, workers=workers,
+                baselines=references, advance=advance,
+            )  # fmt: skip
+        for name, splits in features.items():
+            splits[split] = found[name]
+    return features
+
+
+# ---- tasks and rows ------------------------------------------------------------------------------------------------
+
+
+def _tasks(parts: Mapping[str, _Part], features: Mapping[str, ClipFeatures], seed: int, within: bool) -> _Tasks:
+    """Every label that clips have as a task, and within every speaker where there are several."""
+    split = torch.cat([torch.full((len(features[name].ids),), i) for i, name in enumerate(SPLITS)])
+    ids = torch.cat([features[name].ids for name in SPLITS])
+    first = parts["train"].clips
+    labels = {
+        label: torch.cat([parts[name].clips.labels[label][features[name].index] for name in SPLITS])
+        for label in first.labels
+        if all(label in parts[name].clips.labels for name in SPLITS)
+    }
+    plain, skipped = {}, {}
+    for label, y in labels.items():
+        task = make_task(y, split, ids, first.classes[label], seed=seed, own=label == SPEAKER)
+        if isinstance(task, Task):
+            plain[label] = task
+        else:
+            skipped[label] = task
+    found: dict[str, dict[str, Task]] = {}
+    if within and SPEAKER in labels:
+        names = first.classes[SPEAKER]
+        speakers = [int(s) for s in labels[SPEAKER].unique() if s >= 0]
+        for label in labels if len(speakers) > 1 else ():
+            if label == SPEAKER:
+                continue
+            for s in speakers:
+                own = torch.where(labels[SPEAKER] == s, labels[label], -1)
+                task = make_task(own, split, ids, first.classes[label], seed=seed, own=True)
+                if isinstance(task, Task):
+                    found.setdefault(label, {})[names[s]] = task
+    return _Tasks(plain, found, skipped)
+
+
+def _rows(features: Features, tasks: _Tasks, protocol: Detail | None) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    with progress_bar("probing", len(features) * (len(tasks.plain) + len(tasks.within))) as advance:
+        for name, found in features.items():
+            layers = found["train"].layers
+            x = torch.cat([found[s].x for s in SPLITS])
+            ids = torch.cat([found[s].ids for s in SPLITS])
+            row: dict[str, Any] = {"probes": {}}
+            for label, task in tasks.plain.items():
+                row["probes"][label] = probe(x, layers, ids, task)
+                advance(1)
+            for label, each in tasks.within.items():
+                row["probes"].setdefault(label, {})["within_speaker"] = probe_within(x, layers, ids, each)
+                advance(1)
+            moments = [found[s].detail for s in SPLITS]
+            if protocol is not None and all(m is not None for m in moments):
+                train, val, test = (m for m in moments if m is not None)
+                row["detail"] = acoustic.as_result(acoustic.score(train, val, test, protocol), test)
+            rows[name] = row | spread(found["train"])
+    return rows
+
+
+def _protocol(tasks: _Tasks, detail: Detail | None) -> dict[str, Any]:
+    probes = {"weighted": asdict(WeightedProbe()), "linear": asdict(LinearProbe()), "knn": asdict(KNN())}
+    return (probes if tasks.plain or tasks.within else {}) | ({"detail": asdict(detail)} if detail else {})
+
+
+def _no_labels(source: str, skipped: Mapping[str, str]) -> str:
+    why = "; ".join(f"{label}: {reason}" for label, reason in skipped.items())
+    return (
+        f"{source} has no labels that can be probed{f' ({why})' if why else ''}, so there are no accuracies: only how "
+        "many dimensions the features use and, unless --quick, how much acoustic detail they keep. For probes, give "
+        "labelled clips with --data: an embedded set (unmask data list), or recordings in one folder per speaker."
+    )
+
+
+def finetune(run_dir: str | Path, data: str, out: str | Path, **options: Any) -> NoReturn:
+    """Not here: fine-tuning speech means CTC on transcripts, which transformers does from an export.
+
+    Raises:
+        UnmaskError: always; it says how.
+    """
+    raise UnmaskError(
+        "speech encoders are fine-tuned with transformers: export the run with `unmask export RUN --to transformers "
+        "--out DIR` and load DIR as HubertForCTC (docs/tutorials/speech-ctc.md shows it) or as "
+        "HubertForSequenceClassification. For frozen features: unmask evaluate RUN --data LABELLED"
+    )

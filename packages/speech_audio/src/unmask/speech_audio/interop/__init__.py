@@ -1,0 +1,1 @@
+"""Weights of transformers, torchaudio and fairseq, read and written; HEAR and s3prl."""

@@ -1,0 +1,228 @@
+"""Names of weights: ours, torchaudio's and transformers' for HuBERT.
+
+Pure functions on state dicts. Our side is the state dict of a `HuBERT`, or its ``encoder.`` part alone; torchaudio's a
+``HuBERTPretrainModel`` (``torchaudio.models.hubert_pretrain_base`` and others) or, without head, a ``Wav2Vec2Model``;
+transformers' a ``HubertModel``. Every name is accounted for: one too many or one too few is an error. The positional
+convolution's gain and direction are read under both of torch's spellings of weight normalisation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unmask.core.errors import UnmaskError
+from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings
+
+State = dict[str, Tensor]
+WeightNorm = Literal["parametrizations", "weight_g"]
+
+_SPELLINGS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+_HEAD = [
+    ("mask_embedding", "mask_generator.mask_embedding"),
+    ("label_embeddings", "logit_generator.label_embeddings"),
+    ("final_proj.weight", "logit_generator.final_proj.weight"),
+    ("final_proj.bias", "logit_generator.final_proj.bias"),
+]
+_PARTS = {  # ours: (torchaudio's, transformers')
+    "encoder.feature_norm": ("encoder.feature_projection.layer_norm", "feature_projection.layer_norm"),
+    "encoder.feature_proj": ("encoder.feature_projection.projection", "feature_projection.projection"),
+    "encoder.norm": ("encoder.transformer.layer_norm", "encoder.layer_norm"),
+}
+_POSITIONS = ("encoder.transformer.pos_conv_embed.conv", "encoder.pos_conv_embed.conv")
+_BLOCKS = ("encoder.transformer.layers", "encoder.layers")
+_IN_BLOCK = [
+    ("norm1", ("layer_norm",)),
+    ("attn.qkv", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
+    ("attn.proj", ("attention.out_proj",)),
+    ("norm2", ("final_layer_norm",)),
+    ("mlp.fc1", ("feed_forward.intermediate_dense",)),
+    ("mlp.fc2", ("feed_forward.output_dense",)),
+]
+_TORCHAUDIO, _TRANSFORMERS = 0, 1
+
+Table = list[tuple[str, tuple[str, ...]]]  # our name, and theirs: three for a fused qkv
+
+
+def from_torchaudio(state: Mapping[str, Tensor]) -> State:
+    """Our weights from torchaudio's: of a whole `HuBERT` with one target, or of the encoder alone.
+
+    Raises:
+        UnmaskError: lists the names that are unknown or missing.
+    """
+    state = _modern(state)
+    whole = any(name.startswith("wav2vec2.") for name in state)
+    table = _encoder_table(_TORCHAUDIO, state, "wav2vec2." if whole else "", theirs=True)
+    return _read(state, table + [(ours, (name,)) for ours, name in _HEAD if whole], "torchaudio")
+
+
+def to_torchaudio(state: Mapping[str, Tensor], weight_norm: WeightNorm = "parametrizations") -> State:
+    """The inverse of `from_torchaudio`.
+
+    Args:
+        state: of a `HuBERT`, or its ``encoder.`` part.
+        weight_norm: how the positional convolution is spelled; ``weight_g`` before torchaudio 2.1.
+
+    Raises:
+        UnmaskError: lists the names that are unknown or missing; or there are several targets with their own heads.
+    """
+    whole = any(not name.startswith("encoder.") for name in state)
+    table = _encoder_table(_TORCHAUDIO, state, "wav2vec2." if whole else "", theirs=False)
+    if whole and {"final_proj.weight", "label_embeddings"} <= state.keys():
+        heads = state["final_proj.weight"].shape[0] // state["label_embeddings"].shape[1]
+        if heads != 1:
+            raise UnmaskError(f"torchaudio's HuBERT has one head and this one has {heads}; convert its encoder alone")
+    return _spelled(_write(state, table + [(ours, (name,)) for ours, name in _HEAD if whole]), weight_norm)
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> State:
+    """Our encoder (and `mask_embedding`, where it is there) from a transformers ``HubertModel``.
+
+    Raises:
+        UnmaskError: lists the names that are unknown or missing.
+    """
+    state = _modern(state)
+    table = _encoder_table(_TRANSFORMERS, state, "", theirs=True)
+    if "masked_spec_embed" in state:
+        table.append(("mask_embedding", ("masked_spec_embed",)))
+    return _read(state, table, "transformers")
+
+
+def to_transformers(state: Mapping[str, Tensor], weight_norm: WeightNorm = "parametrizations") -> State:
+    """A transformers ``HubertModel`` from our weights: encoder and mask embedding. The head has no place there.
+
+    Args:
+        state: of a `HuBERT`, or its ``encoder.`` part.
+        weight_norm: how the positional convolution is spelled; published files say ``weight_g``.
+
+    Raises:
+        UnmaskError: lists the names that are unknown or missing.
+    """
+    kept = {name: t for name, t in state.items() if name.split(".")[0] not in ("label_embeddings", "final_proj")}
+    table = _encoder_table(_TRANSFORMERS, kept, "", theirs=False)
+    if "mask_embedding" in kept:
+        table.append(("mask_embedding", ("masked_spec_embed",)))
+    return _spelled(_write(kept, table), weight_norm)
+
+
+def settings_from_transformers(config: Mapping[str, Any]) -> EncoderSettings:
+    """The encoder that a ``HubertConfig`` (its ``config.json``) describes.
+
+    `feature_grad` is not in it: 0.1 with GroupNorm and 1 with LayerNorm, as released.
+
+    Raises:
+        UnmaskError: lists what our encoder cannot be.
+    """
+    channels = set(config.get("conv_dim", [512]))
+    needed = {
+        "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+        "feat_extract_activation": "gelu", "feat_proj_layer_norm": True, "conv_pos_batch_norm": False,
+        "adapter_attn_dim": None,
+    }  # fmt: skip
+    given = {name: config.get(name, value) for name, value in needed.items()}
+    given |= {name: list(given[name]) for name in ("conv_kernel", "conv_stride")}
+    other = [f"{name} is {given[name]!r}, not {needed[name]!r}" for name in needed if given[name] != needed[name]]
+    if len(channels) > 1:
+        other.append("conv_dim has different widths")
+    if other:
+        raise UnmaskError("this configuration is no HuBERT that can be converted: " + "; ".join(other))
+    by_layer, dim = config.get("feat_extract_norm", "group") == "layer", config.get("hidden_size", 768)
+    return EncoderSettings(
+        channels=channels.pop(), extractor="layer_norm" if by_layer else "group_norm",
+        conv_bias=config.get("conv_bias", False), feature_grad=1.0 if by_layer else 0.1, dim=dim,
+        depth=config.get("num_hidden_layers", 12), heads=config.get("num_attention_heads", 12),
+        mlp_ratio=config.get("intermediate_size", 3072) / dim,
+        norm="pre" if config.get("do_stable_layer_norm", False) else "post",
+        positional_kernel=config.get("num_conv_pos_embeddings", 128),
+        positional_groups=config.get("num_conv_pos_embedding_groups", 16),
+        input_dropout=config.get("feat_proj_dropout", 0.0), dropout=config.get("hidden_dropout", 0.1),
+        attention_dropout=config.get("attention_dropout", 0.1),
+        activation_dropout=config.get("activation_dropout", 0.1), layer_drop=config.get("layerdrop", 0.1),
+    )  # fmt: skip
+
+
+def settings_to_transformers(settings: EncoderSettings) -> dict[str, Any]:
+    """The arguments of a ``HubertConfig`` for this encoder; `feature_grad` has no place there."""
+    s = settings
+    return {
+        "conv_dim": [s.channels] * len(KERNELS), "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES),
+        "conv_bias": s.conv_bias, "feat_extract_norm": "layer" if s.extractor == "layer_norm" else "group",
+        "hidden_size": s.dim, "num_hidden_layers": s.depth, "num_attention_heads": s.heads,
+        "intermediate_size": int(s.dim * s.mlp_ratio), "do_stable_layer_norm": s.norm == "pre",
+        "num_conv_pos_embeddings": s.positional_kernel, "num_conv_pos_embedding_groups": s.positional_groups,
+        "feat_proj_dropout": s.input_dropout, "hidden_dropout": s.dropout, "attention_dropout": s.attention_dropout,
+        "activation_dropout": s.activation_dropout, "layerdrop": s.layer_drop, "layer_norm_eps": 1e-5,
+    }  # fmt: skip
+
+
+def _encoder_table(side: int, state: Iterable[str], prefix: str, *, theirs: bool) -> Table:
+    """The names of an encoder as deep, with norms and biases where this state dict has them."""
+    names = set(state)
+    layers = "feature_extractor.conv_layers"
+    blocks, waveform, norm = (f"{prefix}{_BLOCKS[side]}", prefix + layers, "layer_norm")
+    if not theirs:
+        blocks, waveform, norm = "encoder.blocks", "encoder.waveform", "norm"
+    found = [re.match(re.escape(blocks) + r"\.(\d+)\.", name) for name in names]
+    depth = max((int(match[1]) + 1 for match in found if match), default=0)
+    normed = range(len(KERNELS)) if f"{waveform}.1.{norm}.weight" in names else range(1)
+    biased = f"{waveform}.0.conv.bias" in names
+
+    modules: Table = [(ours, (prefix + pair[side],)) for ours, pair in _PARTS.items()]
+    modules += [(f"encoder.waveform.{i}.norm", (f"{prefix}{layers}.{i}.layer_norm",)) for i in normed]
+    for i in range(depth):
+        start = f"{prefix}{_BLOCKS[side]}.{i}."
+        modules += [(f"encoder.blocks.{i}.{ours}", tuple(start + t for t in many)) for ours, many in _IN_BLOCK]
+    table = [(f"{ours}.{kind}", tuple(f"{t}.{kind}" for t in many)) for ours, many in modules for kind in _KINDS]
+    for i in range(len(KERNELS)):
+        for kind in _KINDS if biased else _KINDS[:1]:
+            table.append((f"encoder.waveform.{i}.conv.{kind}", (f"{prefix}{layers}.{i}.conv.{kind}",)))
+    for kind in ("bias", *_SPELLINGS.values()):
+        table.append((f"encoder.positions.conv.{kind}", (f"{prefix}{_POSITIONS[side]}.{kind}",)))
+    return table
+
+
+_KINDS = ("weight", "bias")
+
+
+def _read(state: Mapping[str, Tensor], table: Table, library: str) -> State:
+    _check(state, [name for _, many in table for name in many], f"{library}'s HuBERT")
+    return {ours: state[many[0]] if len(many) == 1 else torch.cat([state[n] for n in many]) for ours, many in table}
+
+
+def _write(state: Mapping[str, Tensor], table: Table) -> State:
+    _check(state, [ours for ours, _ in table], "our HuBERT")
+    split: State = {}
+    for ours, many in table:
+        parts = [state[ours]] if len(many) == 1 else [part.clone() for part in state[ours].chunk(len(many))]
+        split |= dict(zip(many, parts, strict=True))
+    return split
+
+
+def _check(state: Mapping[str, Tensor], expected: list[str], what: str) -> None:
+    unknown, missing = sorted(state.keys() - set(expected)), sorted(set(expected) - state.keys())
+    if unknown or missing:
+        parts = [f"unknown: {', '.join(unknown)}"] * bool(unknown) + [f"missing: {', '.join(missing)}"] * bool(missing)
+        raise UnmaskError(f"these weights are not those of {what}; " + "; ".join(parts))
+
+
+def _modern(state: Mapping[str, Tensor]) -> State:
+    return _respell(state, lambda name: _replaced(name, _SPELLINGS))
+
+
+def _spelled(state: State, weight_norm: WeightNorm) -> State:
+    if weight_norm == "parametrizations":
+        return state
+    return _respell(state, lambda name: _replaced(name, {new: old for old, new in _SPELLINGS.items()}))
+
+
+def _respell(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> State:
+    return {rename(name) if ".pos_conv_embed.conv." in name else name: tensor for name, tensor in state.items()}
+
+
+def _replaced(name: str, words: Mapping[str, str]) -> str:
+    start, _, end = name.partition(".pos_conv_embed.conv.")
+    return f"{start}.pos_conv_embed.conv.{words.get(end, end)}"

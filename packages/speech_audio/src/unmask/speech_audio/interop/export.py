@@ -1,0 +1,154 @@
+"""Hand a trained model to transformers or torchaudio, as a directory either of them loads without this library.
+
+* ``transformers``: a ``HubertModel`` directory with its feature extractor. The heads of pre-training, which have no
+  place there, lie beside it in a file of their own.
+* ``torchaudio``: a state dict as safetensors, and the function and arguments that build the model: the whole of
+  pre-training where there is one target, else the encoder.
+
+Both get a model card. `unmask.speech_audio.interop.pretrained` reads both back.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unmask.core.errors import UnmaskError
+from unmask.core.training.checkpoint import LoadedRun, load_run
+from unmask.speech_audio.data.frames import SAMPLE_RATE
+from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings
+from unmask.speech_audio.interop import convert
+from unmask.speech_audio.interop.model_card import model_card
+from unmask.speech_audio.interop.pretrained import HEADS, HEADS_FILE
+
+Target = Literal["transformers", "torchaudio"]
+
+
+def export(run_dir: str | Path, out: str | Path, to: Target = "transformers") -> Path:
+    """Write a run's weights in another library's format.
+
+    Args:
+        run_dir: a run directory.
+        out: a directory that does not exist yet, or is empty.
+        to: ``transformers`` or ``torchaudio``.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UnmaskError: not a run, `out` holds something or cannot be written, or no such format.
+    """
+    write = _WRITERS.get(to)
+    if write is None:
+        raise UnmaskError(f"cannot export speech to {to!r}; choose one of: {', '.join(_WRITERS)}")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UnmaskError(f"{out} is there already and not empty; give a new directory for the export")
+    run = load_run(run_dir)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            made = Path(scratch) / "export"
+            made.mkdir()
+            write(run, made)
+            (made / "README.md").write_text(model_card(run, Path(run_dir), to), encoding="utf-8")
+            if out.exists():
+                out.rmdir()
+            shutil.move(made, out)
+    except OSError as error:
+        raise UnmaskError(f"cannot write the export to {out}: {error.strerror or error}") from None
+    return out
+
+
+def _write_transformers(run: LoadedRun, out: Path) -> None:
+    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+    method: Any = run.method
+    theirs = HubertModel(HubertConfig(**convert.settings_to_transformers(method.encoder.settings)))
+    theirs.load_state_dict(convert.to_transformers(method.state_dict()))
+    theirs.save_pretrained(out)
+    # With a mask for attention also after GroupNorm, unlike the released BASE: this model was trained with one.
+    Wav2Vec2FeatureExtractor(
+        feature_size=1, sampling_rate=SAMPLE_RATE, padding_value=0.0, do_normalize=run.recipe.data.normalise,
+        return_attention_mask=True,
+    ).save_pretrained(out)  # fmt: skip
+    state = method.state_dict()
+    _save({name: state[name] for name in HEADS if name in state}, out / HEADS_FILE)
+
+
+def _write_torchaudio(run: LoadedRun, out: Path) -> None:
+    method: Any = run.method
+    state, settings = method.state_dict(), method.encoder.settings
+    arguments = _torchaudio_arguments(settings)
+    if len(method.classes) == 1:
+        factory = "hubert_pretrain_model"
+        arguments |= _pretraining_arguments(method, settings)
+    else:
+        factory = "wav2vec2_model"
+        arguments["aux_num_out"] = None
+        state = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
+    config = {"factory": factory, "arguments": arguments, "normalise": run.recipe.data.normalise}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _save(convert.to_torchaudio(state), out / "model.safetensors")
+
+
+def _torchaudio_arguments(s: EncoderSettings) -> dict[str, Any]:
+    """Of ``torchaudio.models.wav2vec2_model`` and ``hubert_pretrain_model``, as far as they agree."""
+    return {
+        "extractor_mode": s.extractor,
+        "extractor_conv_layer_config": [[s.channels, k, stride] for k, stride in zip(KERNELS, STRIDES, strict=True)],
+        "extractor_conv_bias": s.conv_bias,
+        "encoder_embed_dim": s.dim,
+        "encoder_projection_dropout": s.input_dropout,
+        "encoder_pos_conv_kernel": s.positional_kernel,
+        "encoder_pos_conv_groups": s.positional_groups,
+        "encoder_num_layers": s.depth,
+        "encoder_num_heads": s.heads,
+        "encoder_attention_dropout": s.attention_dropout,
+        "encoder_ff_interm_features": int(s.dim * s.mlp_ratio),
+        "encoder_ff_interm_dropout": s.activation_dropout,
+        "encoder_dropout": s.dropout,
+        "encoder_layer_norm_first": s.norm == "pre",
+        "encoder_layer_drop": s.layer_drop,
+    }
+
+
+def _pretraining_arguments(method: Any, s: EncoderSettings) -> dict[str, Any]:
+    """The rest of ``hubert_pretrain_model``'s; its masking is torchaudio's own, at HuBERT's values."""
+    return {
+        "mask_prob": 0.8,
+        "mask_selection": "static",
+        "mask_other": 0.0,
+        "mask_length": 10,
+        "no_mask_overlap": False,
+        "mask_min_space": 1,
+        "mask_channel_prob": 0.0,
+        "mask_channel_selection": "static",
+        "mask_channel_other": 0.0,
+        "mask_channel_length": 10,
+        "no_mask_channel_overlap": False,
+        "mask_channel_min_space": 1,
+        "skip_masked": method.masked_weight == 0,
+        "skip_nomask": method.unmasked_weight == 0,
+        "num_classes": method.classes[0],
+        "final_dim": method.label_embeddings.shape[1],
+        "feature_grad_mult": s.feature_grad if s.feature_grad < 1 else None,
+    }
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+_WRITERS: dict[str, Callable[[LoadedRun, Path], None]] = {
+    "transformers": _write_transformers,
+    "torchaudio": _write_torchaudio,
+}

@@ -1,0 +1,332 @@
+"""Trained weights from elsewhere: a run, an exported directory, HuBERT in transformers' or torchaudio's format.
+
+`load` gives an encoder to use, and `load_initial_weights` starts a new run from any of them (the recipe's key
+``init``), heads included where they are there and fit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask.core.errors import UnmaskError
+from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
+from unmask.speech_audio.interop import convert
+from unmask.speech_audio.interop.model import PretrainedEncoder
+
+HEADS_FILE = "pretraining_heads.safetensors"  # beside an exported model.safetensors
+HEADS = ("final_proj.weight", "final_proj.bias", "label_embeddings")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_SHOWN = 3  # names listed per kind of difference between a checkpoint and a model
+_HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}  # attention heads of the released models
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a place holds, by our names.
+
+    Args:
+        settings: the encoder's shape.
+        encoder: its weights, without prefix.
+        extra: the mask embedding and the heads, as far as they are there.
+        normalise: whether clips go in with zero mean and unit variance.
+    """
+
+    settings: EncoderSettings
+    encoder: dict[str, Tensor]
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    normalise: bool = False
+
+
+def load(path: str | Path, device: str = "cpu") -> PretrainedEncoder:
+    """A trained encoder, in eval mode: ``encoder(encoder.preprocess(["a.wav", "b.flac"])).pooled``.
+
+    Args:
+        path: a run directory; a directory made by ``unmask export``; a directory in transformers' format, or the id of
+            one on the Hugging Face hub (``facebook/hubert-base-ls960``); a ``.safetensors`` file with a torchaudio
+            HuBERT's state dict.
+        device: where to put it.
+
+    Raises:
+        UnmaskError: nothing of the kind is there, or only in a format that can run code when it is opened.
+    """
+    found = read_weights(path)
+    encoder = SpeechEncoder(found.settings)
+    _check_fit(found.encoder, encoder.state_dict(), path)
+    encoder.load_state_dict(found.encoder)
+    return PretrainedEncoder(encoder, found.normalise).to(device).eval()
+
+
+def load_initial_weights(method: nn.Module, path: str | Path) -> None:
+    """Copy trained weights into a freshly built method, so that pre-training goes on from them.
+
+    The encoder has to fit. The mask embedding and the heads are copied where they are there; heads for other labels
+    than the method's are not, which is said on stderr.
+
+    Args:
+        method: what the recipe's ``build`` returned; changed in place.
+        path: as for `load`.
+
+    Raises:
+        UnmaskError: the weights are those of another model; the message names what differs.
+    """
+    found = read_weights(path)
+    wanted = method.state_dict()
+    _check_fit(found.encoder, {n.removeprefix("encoder."): t for n, t in wanted.items() if _is_encoder(n)}, path)
+    given = {f"encoder.{name}": tensor for name, tensor in found.encoder.items()}
+    if _same_shape(found.extra, wanted, "mask_embedding"):
+        given["mask_embedding"] = found.extra["mask_embedding"]
+    if all(_same_shape(found.extra, wanted, name) for name in HEADS):
+        given |= {name: found.extra[name] for name in HEADS}
+    else:
+        why = "there are none" if "label_embeddings" not in found.extra else _heads_differ(found.extra, wanted)
+        print(f"{path}: the encoder is loaded; the heads start at random values ({why})", file=sys.stderr)
+    method.load_state_dict(wanted | given)
+
+
+def _is_encoder(name: str) -> bool:
+    return name.startswith("encoder.")
+
+
+def _same_shape(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> bool:
+    return name in given and name in wanted and given[name].shape == wanted[name].shape
+
+
+def _heads_differ(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    theirs, ours = given["label_embeddings"], wanted.get("label_embeddings")
+    if ours is None:
+        return "this method has no label embeddings"
+    (classes, dim), (wanted_classes, wanted_dim) = theirs.shape, ours.shape
+    return f"they are for {classes} classes in {dim} dimensions, these for {wanted_classes} in {wanted_dim}"
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The weights and the shape of whatever `path` is; see `load`."""
+    place = Path(path)
+    if (place / "recipe.yaml").is_file():
+        return _of_run(place)
+    if place.is_file():
+        return _of_file(place)
+    if place.is_dir():
+        _check_directory(place)
+        config = _config(place / "config.json")
+        if "factory" in config:
+            return _of_torchaudio(_read_file(place / "model.safetensors"), config)
+    return _of_transformers(path)
+
+
+def _of_run(place: Path) -> Weights:
+    from unmask.core.training.checkpoint import load_run
+
+    run = load_run(place)
+    method: Any = run.method
+    if not isinstance(getattr(method, "encoder", None), SpeechEncoder):
+        raise UnmaskError(f"{place}: a run of {run.recipe.method} has no speech encoder; give one of a speech method")
+    extra = {name: tensor for name, tensor in method.state_dict().items() if not _is_encoder(name)}
+    return Weights(method.encoder.settings, method.encoder.state_dict(), extra, run.recipe.data.normalise)
+
+
+def _of_file(place: Path) -> Weights:
+    state = _read_file(place)
+    if (place.parent / "recipe.yaml").is_file():
+        return _of_run(place.parent)
+    beside = place.parent / "config.json"
+    config = _config(beside) if beside.is_file() else {}
+    if any(name.startswith(("wav2vec2.", "encoder.transformer.")) for name in state):
+        return _of_torchaudio(state, config)
+    raise UnmaskError(
+        f"{place}: not the weights of a torchaudio HuBERT; give the directory of a transformers model or of a run, "
+        "which says how the model is shaped"
+    )
+
+
+def _check_directory(place: Path) -> None:
+    if not (place / "config.json").is_file():
+        raise UnmaskError(f"{place}: neither a run (no recipe.yaml) nor an exported directory (no config.json)")
+    pickles = [p.name for p in place.iterdir() if p.suffix in _PICKLES]
+    if pickles and not any(place.glob("*.safetensors")):
+        raise UnmaskError(_no_pickle(place / pickles[0]))
+
+
+def _no_pickle(path: Path) -> str:
+    return (
+        f"{path}: only safetensors are read (a {path.suffix or 'file like this'} can run code when it is opened). If "
+        "you trust it, save it again: HubertModel.from_pretrained(...).save_pretrained(DIR) in transformers, or "
+        "safetensors.torch.save_file(state_dict, FILE)"
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnmaskError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UnmaskError(f"{path}: not a model's configuration")
+    return found
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise UnmaskError(_no_pickle(path))
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UnmaskError(f"{path}: not a complete safetensors file ({error})") from None
+
+
+def _of_torchaudio(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Weights:
+    ours = convert.from_torchaudio(state)
+    arguments = config.get("arguments", {})
+    try:
+        settings = _settings_of(ours, arguments.get("encoder_num_heads"))
+    except KeyError as error:
+        raise UnmaskError(f"these weights are not those of a torchaudio HuBERT: {error} is missing") from None
+    normalise = config.get("normalise", settings.extractor == "layer_norm")
+    return _split(ours, settings, bool(normalise))
+
+
+def _settings_of(state: Mapping[str, Tensor], heads: int | None) -> EncoderSettings:
+    """An encoder's shape from its weights, dropouts 0. Heads cannot be seen: the released models' by width."""
+    convolution = state["encoder.positions.conv.parametrizations.weight.original1"]
+    dim, per_group, kernel = convolution.shape
+    heads = heads or _HEADS_BY_WIDTH.get(dim)
+    if heads is None:
+        raise UnmaskError(
+            f"a state dict does not say how many attention heads a model of width {dim} has; put it into a directory "
+            'as model.safetensors beside a config.json with {"factory": "wav2vec2_model", "arguments": '
+            '{"encoder_num_heads": N}}'
+        )
+    by_layer = "encoder.waveform.1.norm.weight" in state
+    return EncoderSettings(
+        channels=len(state["encoder.waveform.0.conv.weight"]),
+        extractor="layer_norm" if by_layer else "group_norm",
+        conv_bias="encoder.waveform.0.conv.bias" in state,
+        feature_grad=1.0 if by_layer else 0.1,
+        dim=dim,
+        depth=1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.blocks.")),
+        heads=heads,
+        mlp_ratio=len(state["encoder.blocks.0.mlp.fc1.weight"]) / dim,
+        norm="pre" if by_layer else "post",
+        positional_kernel=kernel,
+        positional_groups=dim // per_group,
+        input_dropout=0.0,
+        dropout=0.0,
+        attention_dropout=0.0,
+        layer_drop=0.0,
+    )
+
+
+def _split(ours: Mapping[str, Tensor], settings: EncoderSettings, normalise: bool) -> Weights:
+    encoder = {name.removeprefix("encoder."): tensor for name, tensor in ours.items() if _is_encoder(name)}
+    extra = {name: tensor for name, tensor in ours.items() if not _is_encoder(name)}
+    return Weights(settings, encoder, extra, normalise)
+
+
+# ---- transformers --------------------------------------------------------------------------------------------------
+
+
+def _of_transformers(path: str | Path) -> Weights:
+    """What transformers saved as a ``HubertModel`` (or with a head on it), and our heads if they lie beside it."""
+    from transformers import HubertConfig, PreTrainedConfig
+
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(str(path), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UnmaskError(_not_found(path, error)) from None
+    if values.get("model_type") != "hubert":
+        kind = values.get("model_type") or "no model type"
+        raise UnmaskError(f"{path}: config.json describes {kind!r}; expected 'hubert' (HubertModel)")
+    settings = convert.settings_from_transformers(HubertConfig.from_dict(values).to_dict())
+    ours = convert.from_transformers(_transformers_state(path))
+    heads = Path(path) / HEADS_FILE
+    if heads.is_file():
+        ours = _read_file(heads) | ours
+    return _split(ours, settings, _normalises(path, settings))
+
+
+def _not_found(path: str | Path, error: Exception) -> str:
+    if Path(path).exists() or not _HUB_ID.fullmatch(str(path)):
+        return f"{path}: {'not a readable config.json' if Path(path).exists() else 'no such file or directory'}"
+    return f"no directory {path}, and no model of that id could be read from the hub ({str(error).splitlines()[0]})"
+
+
+def _transformers_state(path: str | Path) -> dict[str, Tensor]:
+    """By transformers' names: reading what other versions wrote is left to transformers."""
+    from transformers import HubertModel
+
+    try:
+        model, info = HubertModel.from_pretrained(
+            str(path), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # transformers and safetensors raise a dozen kinds here; all mean "not readable"
+        text = " ".join(str(error).split())[:300]
+        hint = "; " + _no_pickle(Path("pytorch_model.bin")) if "safetensors" in text else ""
+        raise UnmaskError(f"{path}: the weights cannot be read: {text}{hint}") from None
+    missing = sorted(name for name in info["missing_keys"] if name != "masked_spec_embed")
+    wrong = [str(key[0]) if isinstance(key, tuple) else str(key) for key in info.get("mismatched_keys", ())]
+    if missing or wrong:
+        names = _some(sorted([*missing, *wrong]))
+        raise UnmaskError(f"{path}: not the weights that its config.json describes; missing or misshapen: {names}")
+    state = dict(model.state_dict())
+    if "masked_spec_embed" in info["missing_keys"]:
+        state.pop("masked_spec_embed", None)
+    return state
+
+
+def _normalises(path: str | Path, settings: EncoderSettings) -> bool:
+    """What the feature extractor says; LARGE models are normalised where there is none."""
+    from transformers import FeatureExtractionMixin
+
+    try:
+        values, _ = FeatureExtractionMixin.get_feature_extractor_dict(str(path))
+    except (OSError, ValueError):
+        return settings.extractor == "layer_norm"
+    return bool(values.get("do_normalize", settings.extractor == "layer_norm"))
+
+
+# ---- differences ---------------------------------------------------------------------------------------------------
+
+
+def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise an UnmaskError that names what keeps `given` from fitting."""
+    parts = []
+    shapes = [
+        f"{name} ({_shape(given[name])}, the model's is {_shape(wanted[name])})"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    for names, what in ((shapes, "of another shape"), (missing, "missing"), (unknown, "that the model does not have")):
+        if names:
+            parts.append(f"{len(names)} {what}: {_some(names)}")
+    if parts:
+        raise UnmaskError(
+            f"{path}: these weights are of another model: {'; '.join(parts)}. Give weights trained with the same "
+            "`model.encoder` settings, or change the settings to theirs."
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,1 @@
+"""The sound part of a run's page."""

@@ -1,0 +1,1 @@
+"""Images: where they are, decoding, augmentation and batches."""

@@ -1,0 +1,308 @@
+"""Images for training and evaluation: what to read, how to augment it, which split it belongs to.
+
+A dataset is asked for ``(index, visit)``; the random crop and flip of a sample are a function of (seed, sample id,
+visit) alone, so they do not depend on the batch, the worker or a resume. The parts, beside this module: `sources` finds
+the images, `decode` reads them, `augment` crops them; `unmask.core.data.splits` divides them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unmask.core.data.splits import SPLITS
+from unmask.core.errors import Problem, UnmaskError
+from unmask.core.randomness import SampleKey, stable_id
+from unmask.vision.data.arrays import EMBEDDED
+from unmask.vision.data.augment import Interpolation, crop, draw_crop, fit, normalise, to_unit
+from unmask.vision.data.decode import CorruptImageError
+from unmask.vision.data.embedded.carriers import CARRIERS
+from unmask.vision.data.sources import Source, SourceError, open_source
+
+__all__ = ["CARRIERS", "ImageBatch", "Images", "Problem", "Sample", "Settings", "collate", "open_split", "resolve"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_AUGMENT = stable_id("augment")
+_MEASURED = 1000  # training images that mean and std are measured from
+
+
+def _square(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which images, and how they are given to a model.
+
+    Args:
+        source: a folder of images, of tar shards or of parquet files; or an embedded set: ``mnist5k``, ``photographs``,
+            ``fmnist``, ``cifar10``, ``digits``. An embedded set's name wins over a folder's: write ``./digits`` then.
+        image_size: rows and columns given to the model; one number means a square (in a recipe).
+        channels: channels given to the model. Grey and RGB are converted into each other; others must match.
+        mean: per channel, on the scale 0..1. None: ImageNet's for 3 channels, else measured on training images.
+        std: like `mean`; give both or neither.
+        crop_scale: least and largest share of the image that a random crop covers.
+        crop_ratio: least and largest width / height of a random crop.
+        flip: probability of a left-right flip; 0 for digits, letters and anything else with a handedness.
+        interpolation: how crops are resized (with antialiasing).
+        corrupt: ``skip`` counts and names unreadable images and goes on without them; ``fatal`` stops at them.
+        val_share: share of the training images set aside where the data have no val split (and again for test where
+            they have labels and no test split). Embedded sets have fixed splits.
+    """
+
+    source: str
+    image_size: Annotated[tuple[Positive, Positive], BeforeValidator(_square)]
+    channels: Positive = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    interpolation: Interpolation = "bicubic"
+    corrupt: Literal["skip", "fatal"] = "skip"
+    val_share: Share = 0.1
+
+    free_to_change: ClassVar[frozenset[str]] = frozenset({"source", "corrupt"})
+    filled_in: ClassVar[frozenset[str]] = frozenset({"mean", "std"})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(_square(self.image_size)))
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale is {self.crop_scale}; expected 0 < least <= largest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio is {self.crop_ratio}; expected 0 < least <= largest")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if value is not None and len(value) != self.channels:
+                raise ValueError(f"{name} has {len(value)} values; expected one for each of {self.channels} channels")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; expected positive values")
+
+
+class Sample(NamedTuple):
+    """One image: normalised pixels, its id, and its class index or None."""
+
+    image: Float[Tensor, "channels rows columns"]
+    id: int
+    label: int | None
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """What an image method trains on.
+
+    Args:
+        images: normalised pixels.
+        ids: the samples' stable ids (see `unmask.core.randomness`).
+        labels: class indices, or None.
+    """
+
+    images: Float[Tensor, "batch channels rows columns"]
+    ids: Int[Tensor, "batch"]
+    labels: Int[Tensor, "batch"] | None = None
+
+
+class Images(Dataset[Sample]):
+    """One split of a source: ``dataset[index, visit]`` is a `Sample`.
+
+    A batch sampler that yields lists of (index, visit) works too, and is faster. An image that turns out to be damaged
+    is replaced by the next good one of the split, the same in every worker and run, and then shows in `problems`.
+
+    Args:
+        source: where the images are.
+        members: which of them belong to the split.
+        settings: with mean and std set.
+        seed: of the augmentation.
+        augment: random crop and flip, or the largest centred part.
+    """
+
+    def __init__(
+        self, source: Source, members: Int[Tensor, "n"], settings: Settings, *, seed: int, augment: bool
+    ) -> None:
+        self.settings, self.seed, self.augment = settings, seed, augment
+        self._source, self._members = source, members
+        self.ids: Int[Tensor, "n"] = source.ids[members]
+        self.labels: Int[Tensor, "n"] | None = None if source.labels is None else source.labels[members]
+        self.classes: list[str] | None = source.classes
+        # Shared memory, so that the main process learns what its workers found.
+        self._damaged = torch.zeros(len(members), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def view(self, rows: Int[Tensor, "m"] | slice = slice(None), *, seed: int = 0, augment: bool = False) -> Images:
+        """Some images of this split, with or without augmentation; the source is not opened again."""
+        return Images(self._source, self._members[rows], self.settings, seed=seed, augment=augment)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        batch = self.__getitems__([item])
+        return Sample(batch.images[0], int(batch.ids[0]), None if batch.labels is None else int(batch.labels[0]))
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> ImageBatch:
+        """The batch of several (index, visit): what `collate` makes of them one by one, with less overhead."""
+        images = self._source.images
+        if images is not None and not self.augment and images.shape[-2:] == self.settings.image_size:
+            indices = torch.tensor([index for index, _ in items])
+            pixels = to_unit(images[self._members[indices]])
+        else:
+            read = [self._sample(*item) for item in items]
+            indices = torch.tensor([index for _, index in read])
+            pixels = _stack([image for image, _ in read])
+        assert self.settings.mean is not None and self.settings.std is not None
+        labels = None if self.labels is None else self.labels[indices]
+        return ImageBatch(normalise(pixels, self.settings.mean, self.settings.std), self.ids[indices], labels)
+
+    def _sample(self, index: int, visit: int) -> tuple[Tensor, int]:
+        """Pixels of the wanted size, and the index that they come from in the end."""
+        image, index = self._readable(index)
+        settings = self.settings
+        if not self.augment:
+            return fit(image, settings.image_size, settings.interpolation), index
+        key = SampleKey.of(self.seed, int(self.ids[index]), visit).stream(_AUGMENT)
+        box, coin = draw_crop(key, image.shape[-2], image.shape[-1], settings.crop_scale, settings.crop_ratio)
+        image = crop(image, box, settings.image_size, settings.interpolation)
+        return (image.flip(-1) if coin < settings.flip else image), index
+
+    def _readable(self, index: int) -> tuple[Shaped[Tensor, "c h w"], int]:
+        """The image at `index` or the next good one after it, and where that is."""
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            if self._damaged[place]:
+                continue
+            try:
+                return self._source.read(int(self._members[place]), self.settings.channels), place
+            except CorruptImageError as error:
+                if self.settings.corrupt == "fatal":
+                    raise UnmaskError(f"{error}. Remove or replace it, or set data.corrupt=skip.") from error
+                self._damaged[place] = True
+        raise SourceError(f"{self.settings.source}: none of the {len(self)} images of this split can be decoded")
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The images of the source that are left out: found on opening (any split), or when decoding (this split)."""
+        found = list(self._source.problems)
+        for place in self._damaged.nonzero()[:, 0].tolist():
+            name = self._source.names[int(self._members[place])]
+            found.append(Problem(name, self._reason(place).removeprefix(f"{name}: ")))
+        return found
+
+    def _reason(self, place: int) -> str:
+        """What is wrong with a damaged image: a worker can only pass on that something is."""
+        try:
+            self._source.read(int(self._members[place]), self.settings.channels)
+        except CorruptImageError as error:
+            return str(error)
+        return "could not be read at first"
+
+    def name_of(self, sample_id: int) -> str:
+        """The name of a sample of this split: its path, shard key, row, or ``set:index``."""
+        return self._names[sample_id]
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        ids, members = self.ids.tolist(), self._members.tolist()
+        return {sample_id: self._source.names[member] for sample_id, member in zip(ids, members, strict=True)}
+
+
+def _stack(images: list[Tensor]) -> Float[Tensor, "batch c h w"]:
+    """Images on the scale 0..1, whatever mix of dtypes they came in."""
+    if all(image.dtype == torch.uint8 for image in images):
+        return to_unit(torch.stack(images))
+    return torch.stack([to_unit(image) for image in images])
+
+
+def collate(samples: Sequence[Sample] | ImageBatch) -> ImageBatch:
+    """Samples of one dataset as a batch; a batch that the dataset made itself passes through."""
+    if isinstance(samples, ImageBatch):
+        return samples
+    labels = [sample.label for sample in samples if sample.label is not None]
+    return ImageBatch(
+        torch.stack([sample.image for sample in samples]),
+        torch.tensor([sample.id for sample in samples]),
+        torch.tensor(labels) if labels else None,
+    )
+
+
+def open_split(
+    settings: Settings, split: Literal["train", "val", "test", "all"], *, seed: int = 0, augment: bool = False
+) -> Images:
+    """The images of one split.
+
+    Args:
+        settings: what to read; mean and std are worked out if they are not set (`resolve` does it once).
+        split: ``all`` is every image, also those that were dropped because they are twice in the set.
+        seed: of the augmentation.
+        augment: random crop and flip; else the largest centred part, resized.
+
+    Raises:
+        SourceError: there are no images, or none in this split.
+    """
+    if settings.mean is None:
+        settings = resolve(settings)
+    return _split(open_source(settings.source, settings.channels, settings.corrupt), settings, split, seed, augment)
+
+
+def _split(source: Source, settings: Settings, split: str, seed: int, augment: bool) -> Images:
+    if split == "all":
+        return Images(source, torch.arange(len(source.names)), settings, seed=seed, augment=augment)
+    members = (source.splits(settings.val_share) == SPLITS[split]).nonzero()[:, 0]
+    if len(members) == 0:
+        raise SourceError(f"{settings.source} has no {split} images. {_how_to_split(source, split)}")
+    return Images(source, members, settings, seed=seed, augment=augment)
+
+
+def _how_to_split(source: Source, split: str) -> str:
+    if split == "test" and source.labels is None:
+        return "Without labels none are set aside for testing: put images in one folder a class, or in a folder test/."
+    if split == "train":
+        return "Put some in the folder train/."
+    return f"Raise data.val_share, add images, or put some in a folder {split}/."
+
+
+def resolve(settings: Settings) -> Settings:
+    """The same settings with an absolute path, mean and std filled in: what a run records.
+
+    Fetches an embedded set where needed and decodes at least one training image.
+
+    Raises:
+        SourceError: there are no images to train on.
+        ChannelsError: the images have other channels than `settings` says.
+    """
+    source = open_source(settings.source, settings.channels, settings.corrupt)
+    if settings.source not in EMBEDDED:
+        settings = replace(settings, source=str(Path(settings.source).expanduser().resolve()))
+    plain = replace(settings, mean=(0.0,) * settings.channels, std=(1.0,) * settings.channels)
+    train = _split(source, plain, "train", seed=0, augment=False)
+    if settings.mean is not None or settings.channels == 3:
+        train[0, 0]
+        return replace(settings, mean=settings.mean or IMAGENET_MEAN, std=settings.std or IMAGENET_STD)
+    mean, std = _measure(train)
+    return replace(settings, mean=mean, std=std)
+
+
+def _measure(train: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel over up to `_MEASURED` evenly spaced images; 1 where nothing varies."""
+    chosen = torch.linspace(0, len(train) - 1, min(len(train), _MEASURED)).long().tolist()
+    total = torch.zeros(2, train.settings.channels, dtype=torch.float64)
+    for index in chosen:
+        pixels = train[index, 0].image.double()
+        total += torch.stack([pixels.mean((1, 2)), pixels.square().mean((1, 2))])
+    mean, square = total / len(chosen)
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(std > 1e-6, std, torch.ones_like(std))
+    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())

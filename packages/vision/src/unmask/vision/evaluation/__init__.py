@@ -1,0 +1,1 @@
+"""What image encoders are measured by: one module a task."""

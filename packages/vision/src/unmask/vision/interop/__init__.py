@@ -1,0 +1,1 @@
+"""Weights of timm and transformers, read and written."""
