@@ -9,7 +9,7 @@ SYNC := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --active --quiet --all-pac
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench compare faults clean
+.PHONY: help demo test test-all lint house format docs bench compare faults clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -26,10 +26,13 @@ test-all: $(BASE) ## every test, wheels in empty environments and long kills inc
 faults: $(BASE) ## only the tests that kill, corrupt and fill up
 	$(PYTEST) tests/faults
 
-lint: $(BASE) ## ruff and mypy
+lint: $(BASE) house ## ruff, mypy and the rules of the house
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+house: $(BASE) ## files and lines per folder; imports, repeated code and long files that break the rules
+	$(BIN)/python tools/house.py
 
 format: $(BASE) ## let ruff put the code in shape
 	$(BIN)/ruff check --fix
