@@ -1,8 +1,8 @@
 """The structure of the packages, measured, and the rules that it keeps: `make house`.
 
-Rules: imports run downwards (data, encoders, methods, interop, evaluation, report), never from one domain to another and
-never from core to a domain; core does not mention a domain; no file is longer than 450 lines; no 12 lines in a row stand
-in two packages; functions are annotated. Everything that breaks one is listed, and the exit status says so.
+Rules: imports run downwards (data, encoders, methods, interop, evaluation, report), never from one domain to another
+nor from core to a domain; core does not mention a domain; no file is longer than 450 lines; no 12 lines in a row are in
+two packages; functions are annotated. Everything that breaks one is listed, and the exit status says so.
 """
 
 from __future__ import annotations
