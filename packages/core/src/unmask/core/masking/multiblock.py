@@ -103,10 +103,7 @@ class MultiBlockMasking:
         size = torch.cat([target[:, None].expand(-1, self.targets, -1), context[:, None]], dim=1)
         size = size.expand(len(key.state), -1, -1)  # [batch, targets + 1, 2]
         room = torch.tensor(grid, device=size.device) - size + self.inclusive_end
-        start = _starts(key.stream("places"), room)
-        *targets, whole = cover(start, size, grid).unbind(1)
-        blocks = torch.stack(targets, dim=1)
-        return whole & ~blocks.any(1), blocks
+        return context_and_targets(_starts(key.stream("places"), room), size, grid)
 
 
 @dataclass(frozen=True)
@@ -187,6 +184,15 @@ def cover(
         on_axis = covered(start[..., axis], size[..., axis], n)  # [batch, blocks, n]
         inside = (inside[..., None] & on_axis[:, :, None]).flatten(2)
     return inside
+
+
+def context_and_targets(
+    start: Int[Tensor, "batch blocks axes"], size: Int[Tensor, "batch blocks axes"], grid: tuple[int, ...]
+) -> tuple[Bool[Tensor, "batch tokens"], Bool[Tensor, "batch targets tokens"]]:
+    """I-JEPA's context and targets, given where its blocks are: the targets first, the context block last."""
+    *targets, whole = cover(start, size, grid).unbind(1)
+    blocks = torch.stack(targets, dim=1)
+    return whole & ~blocks.any(1), blocks
 
 
 def _draw_until(

@@ -31,7 +31,6 @@ class DecoderTokens:
         x: the tokens, positions added.
         visible: which tokens of the grid the visible ones are.
         hidden: which tokens of the grid are asked for.
-        grid_tokens: tokens of the grid, padding included.
         valid: False = padding, where the mask is ragged.
         rotary: the rotation of each token, where positions are rotary.
     """
@@ -39,7 +38,6 @@ class DecoderTokens:
     x: Float[Tensor, "batch tokens dim"]
     visible: Indices
     hidden: Indices
-    grid_tokens: int
     valid: Bool[Tensor, "batch tokens"] | None
     rotary: Rotary | None
 
@@ -89,11 +87,17 @@ class MaskedDecoder:
             ValueError: nothing is hidden and not everything is asked for; there is a memory and the blocks take none,
                 or the other way round; the memory's tokens are not those of the positions.
         """
-        return self.answer(self.tokens(latent, mask), memory, everywhere=everywhere)
+        tokens = self.tokens(latent, mask.visible_indices, mask.hidden_indices)
+        return self.answer(tokens, memory, grid_tokens=mask.hidden.shape[1] if everywhere else None)
 
-    def tokens(self, latent: Float[Tensor, "batch seen latent_dim"], mask: Mask) -> DecoderTokens:
-        """Project, insert mask tokens, add positions. Decoders that share these may share the result."""
-        visible, hidden = mask.visible_indices, mask.hidden_indices
+    def tokens(
+        self, latent: Float[Tensor, "batch seen latent_dim"], visible: Indices, hidden: Indices
+    ) -> DecoderTokens:
+        """Project, insert mask tokens, add positions.
+
+        Decoders that have these modules in common may share the result. For the predictor of a latent-prediction
+        method, take a split's context and one of its targets.
+        """
         latent = self.embed(latent)  # [batch, prefix + visible, dim]
         batch, prefix = len(latent), latent.shape[1] - visible.count
         if self.positions is None:
@@ -107,17 +111,21 @@ class MaskedDecoder:
             seen = rotary.take(visible).with_prefix(prefix)
             rotary = Rotary.concatenate([seen, rotary.take(hidden)])
         x, valid = torch.cat([latent, asked], dim=1), _valid(visible, hidden, prefix)
-        return DecoderTokens(x, visible, hidden, mask.hidden.shape[1], valid, rotary)
+        return DecoderTokens(x, visible, hidden, valid, rotary)
 
     def answer(
         self,
         tokens: DecoderTokens,
         memory: Float[Tensor, "batch memory_tokens latent_dim"] | None = None,
         *,
-        everywhere: bool = False,
+        grid_tokens: int | None = None,
     ) -> Float[Tensor, "batch asked values"]:
-        """Run the blocks on these tokens; see `__call__`."""
-        x, last = tokens.x, tokens.hidden.count + everywhere * tokens.visible.count
+        """Run the blocks on these tokens; see `__call__`.
+
+        With `grid_tokens`, answer for all tokens, put in their places among so many.
+        """
+        x, everywhere = tokens.x, grid_tokens is not None
+        last = tokens.hidden.count + everywhere * tokens.visible.count
         if last == 0:
             raise ValueError("no token is hidden, so there is nothing to answer; pass everywhere=True for all tokens")
         inputs, turned = self._memory(memory)
@@ -126,7 +134,7 @@ class MaskedDecoder:
             x = block(x, *inputs, valid=tokens.valid, rotary=tokens.rotary, **turned)  # [batch, tokens, dim]
         x = final(x, *inputs, valid=tokens.valid, rotary=tokens.rotary, last=last, **turned)  # [batch, last, dim]
         x = self.head(self.norm(x))
-        return _in_place(x, tokens) if everywhere else x
+        return x if grid_tokens is None else _in_place(x, tokens, grid_tokens)
 
     def _positions(self, batch: int, prefix: int) -> tuple[Tensor, Tensor]:
         """The prefix tokens' positions and the grid's, for each sample."""
@@ -170,8 +178,8 @@ def _valid(visible: Indices, hidden: Indices, prefix: int) -> Tensor | None:
     return torch.cat([F.pad(seen, (prefix, 0), value=True), asked], dim=1)
 
 
-def _in_place(x: Tensor, tokens: DecoderTokens) -> Tensor:
+def _in_place(x: Tensor, tokens: DecoderTokens, grid_tokens: int) -> Tensor:
     """Answers for visible, then hidden tokens, put back into spatial order."""
     at_visible, at_hidden = x.split([tokens.visible.count, tokens.hidden.count], dim=1)
-    grid = x.new_zeros(len(x), tokens.grid_tokens, x.shape[2])
+    grid = x.new_zeros(len(x), grid_tokens, x.shape[2])
     return tokens.hidden.put(tokens.visible.put(grid, at_visible), at_hidden)
