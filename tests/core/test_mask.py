@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unmask.core.mask import Indices, Mask, Split, check_count
+from unmask.core.method import map_tensors
 
 X = torch.arange(24.0).view(2, 6, 2)
 HIDDEN = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]], dtype=torch.bool)
@@ -24,11 +25,11 @@ def test_ties_go_to_the_lower_position() -> None:
     assert Mask.from_scores(torch.zeros(3, 5), 2).visible_indices.index.tolist() == [[0, 1]] * 3
 
 
-def test_restore_undoes_the_order() -> None:
+def test_visible_then_hidden_is_the_order() -> None:
     mask = Mask.from_scores(torch.rand(3, 7), 3)
     x = torch.randn(3, 7, 4)
     parts = torch.cat([mask.visible_indices.take(x), mask.hidden_indices.take(x)], dim=1)
-    assert torch.equal(Indices(mask.restore).take(parts), x)
+    assert torch.equal(Indices(mask.order.argsort(1)).take(parts), x)
 
 
 def test_ragged_masks_are_padded_with_members_of_the_same_set() -> None:
@@ -97,6 +98,39 @@ def test_split_from_mask_is_everything_once() -> None:
     split = Split.from_mask(mask)
     together = torch.cat([split.context.index, *(t.index for t in split.targets)], dim=1)
     assert torch.equal(together.sort(1).values, torch.arange(6).expand(2, -1))
+
+
+MEMBERS = torch.tensor([[0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0]], dtype=torch.bool)
+
+
+def test_indices_from_members_and_back() -> None:
+    indices = Indices.from_members(MEMBERS)
+    assert indices.lengths.tolist() == [2, 1, 3] and indices.index[2].tolist() == [0, 1, 2]
+    assert indices.index[:2].tolist() == [[1, 3, 3], [4, 4, 4]]  # padding repeats a member
+    assert torch.equal(indices.members(6), MEMBERS)
+    cut = Indices.from_members(MEMBERS, count=1)
+    assert cut.valid is None and cut.index.tolist() == [[1], [4], [0]]
+
+
+def test_a_split_says_what_is_not_seen_and_what_is_asked() -> None:
+    context = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)
+    split = Split(Indices.from_members(context), (Indices.from_members(MEMBERS), Indices(torch.tensor([[5]] * 3))))
+    assert torch.equal(split.hidden(6), ~context)
+    assert torch.equal(split.asked(6), MEMBERS | (torch.arange(6) == 5))
+
+
+def test_split_take_keeps_the_samples_and_no_wider_than_they_need() -> None:
+    split = Split(Indices.from_members(~MEMBERS), (Indices.from_members(MEMBERS), Indices(torch.arange(3)[:, None])))
+    part = split.take([1, 0])
+    assert torch.equal(part.hidden(6), MEMBERS[[1, 0]])
+    assert torch.equal(part.targets[0].members(6), MEMBERS[[1, 0]]) and part.targets[0].count == 2
+    assert part.targets[1].index.tolist() == [[1], [0]] and part.targets[1].valid is None
+
+
+def test_a_split_is_mapped_tensor_by_tensor() -> None:
+    split = Split.from_mask(Mask.from_hidden(HIDDEN))
+    moved = map_tensors(split, lambda t: t.clone())
+    assert torch.equal(moved.hidden(6), split.hidden(6)) and moved.context.index is not split.context.index
 
 
 @pytest.mark.parametrize("visible", [0, 6, 7, -1])

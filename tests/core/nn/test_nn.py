@@ -12,9 +12,10 @@ from timm.models.beit import RelativePositionBias as TimmBias
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
+from unmask.core.nn.attention import Attention
 from unmask.core.nn.init import truncated_normal_init, xavier_init
 from unmask.core.nn.positions import RelativePositionBias, sincos_positions
-from unmask.core.nn.transformer import Attention, Block, DropPath
+from unmask.core.nn.transformer import Block, DropPath
 
 
 @pytest.mark.parametrize("layer_scale", [None, 0.1])

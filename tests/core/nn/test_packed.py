@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unmask.core.nn.attention import GroupedAttention
 from unmask.core.nn.packed import Groups, grouped_attention
-from unmask.core.nn.transformer import Attention, Block
+from unmask.core.nn.transformer import Block, GroupedBlock
 
 
 def sets(*sizes: int, seed: int = 0) -> torch.Tensor:
@@ -54,45 +55,53 @@ def test_attention_equals_one_set_at_a_time() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+def one_set(x: torch.Tensor) -> torch.Tensor:
+    """The sizes of one set that holds all tokens."""
+    return torch.tensor([[1, x.shape[1]]])
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_block_on_sets_equals_the_block_on_each(norm: str) -> None:
     set_of = sets(4, 2, 7)
     groups = Groups.of(set_of)
-    block = Block(24, 3, norm=norm)  # type: ignore[arg-type]
+    grouped, plain = GroupedBlock(24, 3, norm=norm), Block(24, 3, norm=norm)  # type: ignore[arg-type]
+    plain.load_state_dict(grouped.state_dict())  # strict: the names are the same
     x, position = torch.randn(2, 13, 24)
-    got = block(x[groups.order][None], position=position[groups.order][None], sizes=groups.sizes)[0][groups.inverse]
+    got = grouped(x[groups.order][None], groups.sizes)[0][groups.inverse]
+    placed = grouped(x[groups.order][None], groups.sizes, position[groups.order][None])[0][groups.inverse]
     for number in set_of.unique():
-        mine = set_of == number
-        torch.testing.assert_close(got[mine], block(x[mine][None], position=position[mine][None])[0])
+        one, where = x[set_of == number][None], position[set_of == number][None]
+        torch.testing.assert_close(got[set_of == number], plain(one)[0])
+        torch.testing.assert_close(placed[set_of == number], grouped(one, one_set(one), where)[0])
 
 
 def test_position_enters_queries_and_keys_only() -> None:
-    ours = Attention(24, 3)
+    ours = GroupedAttention(24, 3)
     theirs = nn.MultiheadAttention(24, 3, batch_first=True)
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.3)
     names = {"qkv.weight": "in_proj_weight", "qkv.bias": "in_proj_bias"}
     names |= {"proj.weight": "out_proj.weight", "proj.bias": "out_proj.bias"}
     ours.load_state_dict({a: theirs.state_dict()[b] for a, b in names.items()})
-    x, position = torch.randn(2, 2, 7, 24)
+    x, position = torch.randn(2, 1, 7, 24)
     expected = theirs(x + position, x + position, x, need_weights=False)[0]
-    torch.testing.assert_close(ours(x, position=position), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(ours(x, position=position), ours(x + position))
+    torch.testing.assert_close(ours(x, one_set(x), position), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours(x, one_set(x), position), ours(x + position, one_set(x)))
 
 
 def test_dropout_of_attention_weights_is_on_in_training_only() -> None:
     groups = Groups.of(sets(6, 6))
-    attention = Attention(8, 2, attention_dropout=0.5)
+    attention = GroupedAttention(8, 2, attention_dropout=0.5)
     x = torch.randn(1, 12, 8)
-    assert not torch.equal(attention(x, sizes=groups.sizes), attention(x, sizes=groups.sizes))
+    assert not torch.equal(attention(x, groups.sizes), attention(x, groups.sizes))
     attention.eval()
-    assert torch.equal(attention(x, sizes=groups.sizes), attention(x, sizes=groups.sizes))
+    assert torch.equal(attention(x, groups.sizes), attention(x, groups.sizes))
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.filterwarnings("ignore")
 def test_compiles_without_a_new_graph_for_every_batch() -> None:
-    block = Block(16, 2, norm="post")
+    block = GroupedBlock(16, 2, norm="post")
     graphs = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
@@ -105,7 +114,7 @@ def test_compiles_without_a_new_graph_for_every_batch() -> None:
     for seed, sizes in enumerate([(4, 2, 1), (5, 3, 2), (6, 3, 2, 8, 5), (7, 1, 4, 4)]):
         groups = Groups.of(sets(*sizes, seed=seed))
         x = torch.randn(1, sum(sizes), 16)
-        torch.testing.assert_close(compiled(x, sizes=groups.sizes), block(x, sizes=groups.sizes), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(compiled(x, groups.sizes), block(x, groups.sizes), rtol=1e-5, atol=1e-5)
         made.append(len(graphs))
     torch._dynamo.reset()
     assert made[-1] == made[1], f"graphs compiled after each batch: {made}"

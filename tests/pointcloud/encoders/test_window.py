@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.core.nn.transformer import Attention
+from unmask.core.nn.attention import GroupedAttention
 from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.encoders.window import (
     PillarEncoder,
@@ -112,7 +112,7 @@ def slow_windows(encoder: WindowTransformer, x: Tensor, pillars: Tensor) -> Tens
     return x
 
 
-def torchs_attention(attention: Attention, q: Tensor, v: Tensor) -> Tensor:
+def torchs_attention(attention: GroupedAttention, q: Tensor, v: Tensor) -> Tensor:
     """torch's own multi-head attention, queries and keys from q, with these weights."""
     qkv, proj = attention.qkv, attention.proj
     args = (q.shape[1], attention.heads, qkv.weight, qkv.bias, None, None, False, 0.0, proj.weight, proj.bias)

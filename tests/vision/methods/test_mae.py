@@ -39,7 +39,7 @@ def test_counts_and_order(tokens: int, ratio: float) -> None:
     assert mask.hidden.sum(1).tolist() == [tokens - int(tokens * (1 - ratio))] * 4
     x = torch.randn(4, tokens, 5)
     together = torch.cat([mask.visible_indices.take(x), mask.hidden_indices.take(x)], dim=1)
-    assert torch.equal(together.gather(1, mask.restore[..., None].expand_as(together)), x)
+    assert torch.equal(together.gather(1, mask.order.argsort(1)[..., None].expand_as(together)), x)
 
 
 def test_every_position_is_hidden_equally_often() -> None:

@@ -47,6 +47,33 @@ class Indices:
     index: Int[Tensor, "batch count"]
     valid: Bool[Tensor, "batch count"] | None = None
 
+    @classmethod
+    def from_members(cls, members: Bool[Tensor, "batch tokens"], count: int | None = None) -> Indices:
+        """The tokens marked True, in spatial order.
+
+        Args:
+            members: True = in the set.
+            count: the first so many of each sample, if you know that none has fewer; None takes all, padded to the
+                longest set, which costs one host sync.
+        """
+        order = _spatial_order(~members, None)
+        if count is not None:
+            return cls(order[:, :count])
+        return _slots(order, torch.zeros_like(members.sum(1)), members.sum(1))
+
+    def members(self, tokens: int) -> Bool[Tensor, "batch {tokens}"]:
+        """True at the tokens in the set, out of so many."""
+        none = torch.zeros(len(self.index), tokens, dtype=torch.bool, device=self.index.device)
+        return self.put(none, torch.ones_like(self.index, dtype=torch.bool))
+
+    def rows(self, rows: Sequence[int]) -> Indices:
+        """The sets of these samples, no wider than the longest of them."""
+        chosen = torch.as_tensor(rows, device=self.index.device)
+        if self.valid is None:
+            return Indices(self.index[chosen])
+        width = int(self.valid[chosen].sum(1).max())
+        return Indices(self.index[chosen, :width], self.valid[chosen, :width])
+
     @property
     def count(self) -> int:
         """Slots per sample, padding included."""
@@ -155,12 +182,6 @@ class Mask:
         return cls.from_hidden(hidden.scatter_(1, visible, False), num_visible=visible.shape[1])
 
     @property
-    def restore(self) -> Int[Tensor, "batch tokens"]:
-        """The inverse of `order` (``ids_restore`` elsewhere): gathering with it undoes the reordering."""
-        positions = torch.arange(self.order.shape[1], device=self.order.device).expand_as(self.order)
-        return torch.empty_like(self.order).scatter_(1, self.order, positions)
-
-    @property
     def visible(self) -> Bool[Tensor, "batch tokens"]:
         """True where a token is real and not hidden."""
         return ~self.hidden if self.valid is None else ~self.hidden & self.valid
@@ -170,14 +191,14 @@ class Mask:
         """The visible tokens. A ragged mask costs one host sync for the longest set."""
         if self.num_visible is not None:
             return Indices(self.order[:, : self.num_visible])
-        return self._slots(torch.zeros_like(self.visible.sum(1)), self.visible.sum(1))
+        return _slots(self.order, torch.zeros_like(self.visible.sum(1)), self.visible.sum(1))
 
     @property
     def hidden_indices(self) -> Indices:
         """The hidden tokens. A ragged mask costs one host sync for the longest set."""
         if self.num_visible is not None and self.valid is None:
             return Indices(self.order[:, self.num_visible :])
-        return self._slots(self.visible.sum(1), self.hidden.sum(1))
+        return _slots(self.order, self.visible.sum(1), self.hidden.sum(1))
 
     def take(self, rows: Sequence[int]) -> Mask:
         """The mask of these samples, no wider than the longest of them."""
@@ -188,17 +209,17 @@ class Mask:
         assert hidden is not None
         return Mask(hidden, order, self.num_visible, valid)
 
-    def _slots(self, start: Int[Tensor, "batch"], lengths: Int[Tensor, "batch"]) -> Indices:
-        slot = torch.arange(int(lengths.max()), device=self.order.device)
-        # Padding repeats a set's last member: what it gathers is never of the other kind (NaN would pass attention).
-        place = start[:, None] + torch.minimum(slot, lengths[:, None] - 1).clamp(min=0)
-        place = place.clamp(max=self.order.shape[1] - 1)
-        return Indices(self.order.gather(1, place), slot < lengths[:, None])
-
 
 @dataclass(frozen=True)
 class Split:
-    """A context and the token sets to be predicted from it: disjoint, not necessarily everything (I-JEPA, V-JEPA)."""
+    """A context and the token sets to be predicted from it (I-JEPA, arXiv 2301.08243; V-JEPA, arXiv 2404.08471).
+
+    No target holds a token of the context. Targets may share tokens with each other, and some tokens may be in neither.
+
+    Args:
+        context: what the encoder sees.
+        targets: what is asked, one set after another; each may be padded on its own.
+    """
 
     context: Indices
     targets: tuple[Indices, ...]
@@ -207,6 +228,27 @@ class Split:
     def from_mask(cls, mask: Mask) -> Split:
         """The split in which everything visible is context and everything hidden is one target set."""
         return cls(mask.visible_indices, (mask.hidden_indices,))
+
+    def hidden(self, tokens: int) -> Bool[Tensor, "batch {tokens}"]:
+        """True at what the encoder must not see, asked for or not: every one of so many tokens outside the context."""
+        return ~self.context.members(tokens)
+
+    def asked(self, tokens: int) -> Bool[Tensor, "batch {tokens}"]:
+        """True at the tokens in any target."""
+        return torch.stack([target.members(tokens) for target in self.targets]).any(0)
+
+    def take(self, rows: Sequence[int]) -> Split:
+        """The split of these samples, each set no wider than the longest of them."""
+        return Split(self.context.rows(rows), tuple(target.rows(rows) for target in self.targets))
+
+
+def _slots(order: Int[Tensor, "batch tokens"], start: Int[Tensor, "batch"], lengths: Int[Tensor, "batch"]) -> Indices:
+    """The set that stands in each sample's `order` from `start` on. Costs one host sync for the longest."""
+    slot = torch.arange(int(lengths.max()), device=order.device)
+    # Padding repeats a set's last member: what it gathers is never of the other kind (NaN would pass attention).
+    place = start[:, None] + torch.minimum(slot, lengths[:, None] - 1).clamp(min=0)
+    place = place.clamp(max=order.shape[1] - 1)
+    return Indices(order.gather(1, place), slot < lengths[:, None])
 
 
 def _spatial_order(

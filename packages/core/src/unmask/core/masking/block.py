@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from unmask.core.mask import Mask, check_count
@@ -109,9 +109,13 @@ class BlockMasking:
 
 def _lines(length: Float[Tensor, "*lead"], place: Float[Tensor, "*lead"], n: int) -> Float[Tensor, "*lead {n}"]:
     """Which of `n` lines a side of some length covers, as 1.0 or 0.0; `place` in [0, 1) says where it starts."""
-    start = (place * (n - length + 1)).floor()[..., None]
+    return covered((place * (n - length + 1)).floor(), length, n).float()
+
+
+def covered(start: Num[Tensor, "*lead"], length: Num[Tensor, "*lead"], n: int) -> Bool[Tensor, "*lead {n}"]:
+    """Which of `n` lines a side of some length covers, from the line where it starts."""
     line = torch.arange(n, device=length.device)
-    return ((line >= start) & (line < start + length[..., None])).float()
+    return (line >= start[..., None]) & (line < (start + length)[..., None])
 
 
 def _growth(hidden: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch height width"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.core.mask import Mask, check_count
 from unmask.core.randomness import Key
 
-Rounding = Literal["floor_keep", "ceil_hide", "round"]
+Rounding = Literal["floor_keep", "floor_hide", "ceil_hide", "round"]
 
 
 @runtime_checkable
@@ -33,11 +33,12 @@ def hidden_count(tokens: int, ratio: float, rounding: Rounding) -> int:
     """How many of `tokens` a ratio hides.
 
     ``floor_keep`` keeps ``int(tokens * (1 - ratio))`` (MAE's expression, float product included: 0.9 of 100 keeps 9),
-    ``ceil_hide`` hides ``ceil(tokens * ratio)`` (SimMIM), ``round`` hides the nearest integer (halves to even).
+    ``floor_hide`` hides ``int(tokens * ratio)`` (CroCo, VideoMAE), ``ceil_hide`` hides ``ceil(tokens * ratio)``
+    (SimMIM), ``round`` hides the nearest integer (halves to even).
     """
     if rounding == "floor_keep":
         return tokens - int(tokens * (1 - ratio))
-    return math.ceil(tokens * ratio) if rounding == "ceil_hide" else round(tokens * ratio)
+    return {"floor_hide": int, "ceil_hide": math.ceil, "round": round}[rounding](tokens * ratio)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class RandomMasking:
         if self.rounding == "floor_keep":
             num_visible = (tokens * (1 - self.ratio)).floor()
         else:
-            hide = tokens * self.ratio
-            num_visible = tokens - (hide.ceil() if self.rounding == "ceil_hide" else hide.round())
+            to_integer = {"floor_hide": torch.floor, "ceil_hide": torch.ceil, "round": torch.round}[self.rounding]
+            num_visible = tokens - to_integer(tokens * self.ratio)
         num_visible = torch.minimum(num_visible.clamp(min=1), tokens)  # even the shortest sample keeps a token
         bits = key.bits(valid.shape[1]).masked_fill(~valid, torch.iinfo(torch.int64).max)
         order = bits.argsort(dim=1)

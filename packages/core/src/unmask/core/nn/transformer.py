@@ -1,4 +1,4 @@
-"""The one transformer block, with timm's parameter names.
+"""The one transformer block, with timm's parameter names: on sequences, on sets, and with a memory.
 
 Pre-norm as in ViT (arXiv 2010.11929) or post-norm as in the first Transformer (arXiv 1706.03762) and in BERT.
 """
@@ -12,110 +12,47 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.core.nn.packed import grouped_attention
+from unmask.core.nn.attention import Attention, CrossAttention, GroupedAttention
+from unmask.core.nn.rotary import Rotary
 
 Norm = Literal["pre", "post"]
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention through torch's fused kernel.
-
-    A relative-position bias and padding may be given; neither costs anything when it is not.
-
-    Args:
-        dim: width.
-        heads: must divide `dim`.
-        attention_dropout: probability of dropping an attention weight in training, inside the fused kernel.
-        dropout: probability of dropping a value of the result in training.
-    """
-
-    def __init__(self, dim: int, heads: int, *, attention_dropout: float = 0.0, dropout: float = 0.0) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim {dim} is not divisible by {heads} heads; choose heads that divide it")
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.attn_drop = nn.Dropout(attention_dropout)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch tokens dim"],
-        bias: Float[Tensor, "heads tokens tokens"] | None = None,
-        valid: Bool[Tensor, "batch tokens"] | None = None,
-        last: int | None = None,
-        position: Float[Tensor, "batch tokens dim"] | None = None,
-        sizes: Int[Tensor, "kinds 2"] | None = None,
-    ) -> Float[Tensor, "batch out_tokens dim"]:
-        """Attend from every token to every valid one.
-
-        Args:
-            x: tokens.
-            bias: added to the attention logits.
-            valid: False = padding, which nothing attends to.
-            last: compute the answers of this many tokens at the end only; they attend to all.
-            position: added to what queries and keys are computed from, and not to what values are.
-            sizes: x is one row of sets, grouped by `unmask.core.nn.packed.Groups`, with these sizes; a token attends to
-                its own set only. Goes with none of bias, valid and last.
-        """
-        if position is not None:
-            q, k, v = self._with_position(x, position)
-        else:
-            q, k, v = self._queries_keys_values(x, last)
-        if sizes is not None:
-            assert bias is None and valid is None and last is None, "sets go without bias, padding and `last`"
-            dropout = self.attn_drop.p if self.attn_drop.training else 0.0
-            out = grouped_attention(q, k, v, sizes, dropout)
-            return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
-        bias = bias if bias is None or last is None else bias[:, -last:]
-        mask = _attention_mask(bias, valid, q.dtype)
-        dropout = self.attn_drop.p if self.attn_drop.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
-
-    def _queries_keys_values(self, x: Tensor, last: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        b, n, d = x.shape
-        if last is None:
-            q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-            return q, k, v
-        of_q, of_kv = self.qkv.weight.split([d, 2 * d])
-        bias_q, bias_kv = self.qkv.bias.split([d, 2 * d])
-        q = F.linear(x[:, -last:], of_q, bias_q).view(b, last, self.heads, d // self.heads).transpose(1, 2)
-        k, v = F.linear(x, of_kv, bias_kv).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def _with_position(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        b, n, d = x.shape
-        of_qk, of_v = self.qkv.weight.split([2 * d, d])
-        bias_qk, bias_v = self.qkv.bias.split([2 * d, d])
-        q, k = F.linear(x + position, of_qk, bias_qk).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        v = F.linear(x, of_v, bias_v).view(b, n, self.heads, d // self.heads).transpose(1, 2)
-        return q, k, v
-
-
-def _attention_mask(bias: Tensor | None, valid: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What torch's fused attention takes: a boolean mask (True = attend), an additive one, or nothing."""
-    if valid is None:
-        return None if bias is None else bias.to(dtype)
-    attend = valid[:, None, None, :]
-    if bias is None:
-        return attend
-    return bias.to(dtype).masked_fill(~attend, float("-inf"))
 
 
 class Mlp(nn.Module):
     """Two linear layers with a GELU between, and dropout after the GELU and at the end."""
 
-    def __init__(self, dim: int, hidden: int, *, activation_dropout: float = 0.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, hidden: int, *, bias: bool = True, activation_dropout: float = 0.0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
         self.drop1 = nn.Dropout(activation_dropout)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
         return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x)))))
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP of LLaMA (arXiv 2002.05202), ``fc2(silu(fc1_g(x)) * fc1_x(x))``, with timm's parameter names.
+
+    In LLaMA's weights ``fc1_g``, ``fc1_x`` and ``fc2`` are called ``gate_proj``, ``up_proj`` and ``down_proj``; in
+    V-JEPA 2's ``fc1``, ``fc2`` and ``fc3``.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, *, bias: bool = True, activation_dropout: float = 0.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.fc1_g = nn.Linear(dim, hidden, bias=bias)
+        self.fc1_x = nn.Linear(dim, hidden, bias=bias)
+        self.drop1 = nn.Dropout(activation_dropout)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.drop2 = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
+        return self.drop2(self.fc2(self.drop1(F.silu(self.fc1_g(x)) * self.fc1_x(x))))
 
 
 class LayerScale(nn.Module):
@@ -144,8 +81,8 @@ class DropPath(nn.Module):
         return x * gate / keep
 
 
-class Block(nn.Module):
-    """Attention and MLP, each on a residual branch.
+class _Branches(nn.Module):
+    """Attention and MLP, each on a residual branch; the subclass says which attention.
 
     Args:
         dim: width.
@@ -153,12 +90,17 @@ class Block(nn.Module):
         mlp_ratio: width of the MLP's hidden layer over `dim`.
         layer_scale: initial gain of both branches, or None for no gain.
         drop_path: probability of dropping a branch in training.
-        eps: LayerNorm's epsilon.
+        eps: the norms' epsilon.
         norm: ``pre`` normalises the input of each branch, ``post`` the sum after it.
+        rms_norm: root mean square norms (arXiv 1910.07467) instead of LayerNorms.
+        swiglu: a gated MLP (`SwiGLU`) instead of the one with a GELU.
+        bias: whether linear layers have biases.
         dropout: probability of dropping a value at the end of each branch in training.
         attention_dropout: probability of dropping an attention weight in training.
         activation_dropout: probability of dropping a value of the MLP's hidden layer in training.
     """
+
+    attention: type[Attention] | type[GroupedAttention]
 
     def __init__(
         self,
@@ -170,6 +112,9 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         eps: float = 1e-6,
         norm: Norm = "pre",
+        rms_norm: bool = False,
+        swiglu: bool = False,
+        bias: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
@@ -178,28 +123,105 @@ class Block(nn.Module):
         if norm not in ("pre", "post"):
             raise ValueError(f"norm {norm!r} is neither 'pre' nor 'post'")
         self.post_norm = norm == "post"
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, heads, attention_dropout=attention_dropout, dropout=dropout)
+        make_norm, make_mlp = nn.RMSNorm if rms_norm else nn.LayerNorm, SwiGLU if swiglu else Mlp
+        hidden = int(dim * mlp_ratio)
+        self.norm1 = make_norm(dim, eps=eps)
+        self.attn = self.attention(dim, heads, bias=bias, attention_dropout=attention_dropout, dropout=dropout)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), activation_dropout=activation_dropout, dropout=dropout)
+        self.norm2 = make_norm(dim, eps=eps)
+        self.mlp = make_mlp(dim, hidden, bias=bias, activation_dropout=activation_dropout, dropout=dropout)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
+
+    def _attention_input(self, x: Tensor) -> Tensor:
+        return x if self.post_norm else self.norm1(x)
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Both residual sums, given what attention answered."""
+        x = x + self.drop_path(self.ls1(attended))
+        if self.post_norm:
+            x = self.norm1(x)
+            return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class Block(_Branches):
+    """The transformer block on sequences; see `_Branches` for the arguments.
+
+    With ``rms_norm=True, swiglu=True, bias=False``, rotary positions and ``causal=True`` it is LLaMA's.
+    """
+
+    attention = Attention
 
     def forward(
         self,
         x: Float[Tensor, "batch tokens dim"],
         bias: Float[Tensor, "heads tokens tokens"] | None = None,
         valid: Bool[Tensor, "batch tokens"] | None = None,
+        *,
         last: int | None = None,
-        position: Float[Tensor, "batch tokens dim"] | None = None,
-        sizes: Int[Tensor, "kinds 2"] | None = None,
+        rotary: Rotary | None = None,
+        causal: bool = False,
     ) -> Float[Tensor, "batch out_tokens dim"]:
         """See `Attention.forward` for the arguments."""
-        entering = x if self.post_norm else self.norm1(x)
-        attended = self.drop_path(self.ls1(self.attn(entering, bias, valid, last, position, sizes)))
+        attended = self.attn(self._attention_input(x), bias, valid, last=last, rotary=rotary, causal=causal)
+        return self._finish(x if last is None else x[:, -last:], attended)
+
+
+class GroupedBlock(_Branches):
+    """The transformer block on sets of any size, concatenated; see `_Branches` for the arguments."""
+
+    attention = GroupedAttention
+
+    def forward(
+        self,
+        x: Float[Tensor, "1 tokens dim"],
+        sizes: Int[Tensor, "kinds 2"],
+        position: Float[Tensor, "1 tokens dim"] | None = None,
+    ) -> Float[Tensor, "1 tokens dim"]:
+        """See `GroupedAttention.forward` for the arguments."""
+        return self._finish(x, self.attn(self._attention_input(x), sizes, position))
+
+
+class CrossBlock(nn.Module):
+    """CroCo's decoder block (arXiv 2210.10716), with its parameter names: self-attention, cross-attention, MLP.
+
+    Pre-norm. The memory has a norm of its own in every block, ``norm_y``, and stays as it is.
+
+    Args:
+        dim: width of tokens and memory.
+        heads: attention heads; must divide `dim`.
+        mlp_ratio: width of the MLP's hidden layer over `dim`.
+        eps: LayerNorm's epsilon.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads)
+        self.cross_attn = CrossAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm3 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.norm_y = nn.LayerNorm(dim, eps=eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        memory: Float[Tensor, "batch memory_tokens dim"],
+        valid: Bool[Tensor, "batch tokens"] | None = None,
+        *,
+        memory_valid: Bool[Tensor, "batch memory_tokens"] | None = None,
+        last: int | None = None,
+        rotary: Rotary | None = None,
+        memory_rotary: Rotary | None = None,
+    ) -> Float[Tensor, "batch out_tokens dim"]:
+        """See `Attention.forward` and `CrossAttention.forward` for the arguments."""
+        attended = self.attn(self.norm1(x), None, valid, last=last, rotary=rotary)
         x = (x if last is None else x[:, -last:]) + attended
-        if self.post_norm:
-            x = self.norm1(x)
-            return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        rotary = None if rotary is None else rotary.last(x.shape[1])
+        seen = self.cross_attn(
+            self.norm2(x), self.norm_y(memory), memory_valid, rotary=rotary, memory_rotary=memory_rotary
+        )
+        x = x + seen
+        return x + self.mlp(self.norm3(x))

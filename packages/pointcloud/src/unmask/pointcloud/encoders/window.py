@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unmask.core.errors import UnmaskError
 from unmask.core.method import Features
 from unmask.core.nn.packed import Groups
-from unmask.core.nn.transformer import Block
+from unmask.core.nn.transformer import GroupedBlock
 from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, segment_max, segment_mean, voxelise
 
@@ -140,7 +140,7 @@ class WindowTransformer(nn.Module):
         self.dim, self.window = settings.dim, settings.window
         layers = 2 * (settings.depth if depth is None else depth)
         self.layers = nn.ModuleList(
-            Block(settings.dim, settings.heads, settings.mlp_ratio, norm="post", eps=1e-5) for _ in range(layers)
+            GroupedBlock(settings.dim, settings.heads, settings.mlp_ratio, norm="post", eps=1e-5) for _ in range(layers)
         )
         self.register_buffer("table", window_positions(settings.window, settings.dim), persistent=False)
         init_weights(self)
@@ -167,7 +167,7 @@ class WindowTransformer(nn.Module):
         for i, layer in enumerate(self.layers):
             groups = structure.groups[i % 2]
             x = x[groups.order if back is None else back[groups.order]]
-            x = layer(x[None], position=positions[i % 2], sizes=groups.sizes)[0]
+            x = layer(x[None], groups.sizes, positions[i % 2])[0]
             back = groups.inverse
         return x if back is None else x[back]
 

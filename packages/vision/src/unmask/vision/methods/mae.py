@@ -6,9 +6,8 @@ learned token at every hidden place, and regresses the pixels of the hidden patc
 Where the released code differs from the paper or leaves a choice, this file does the following:
 
 * `norm_pix` is on (the paper's best setting and the released encoders' recipe; off by default in the released code).
-* Decoder tokens stay in the order visible, hidden: attention does not depend on order, so nothing is put back into
-  raster order, and what follows the attention of the last block runs on hidden tokens only. Values equal the released
-  layout's.
+* Decoder tokens stay in the order visible, hidden, and what follows the attention of the last block runs on hidden
+  tokens only (`unmask.core.nn.decoder`). Values equal the released layout's.
 * All parameters but vectors and biases decay, `cls_token` and `mask_token` included, as in the released code.
 * Optimizer, schedule and augmentation are the recipe's: ``paper`` holds the published values.
 """
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from unmask.core.losses import l2, mean_term
 from unmask.core.masking import Masking, RandomMasking
 from unmask.core.method import Clock, Features, Output, Plan
+from unmask.core.nn.decoder import MaskedDecoder
 from unmask.core.nn.init import xavier_init
 from unmask.core.nn.positions import sincos_positions
 from unmask.core.nn.transformer import Block
@@ -120,24 +120,18 @@ class MAE(nn.Module):
         """Choose what is hidden (section 3, "Masking")."""
         return Plan(self.masking(key.stream("mask"), self.encoder.grid))
 
+    @property
+    def decoder(self) -> MaskedDecoder:
+        """The decoder, made of this model's modules."""
+        return MaskedDecoder(
+            self.decoder_embed, self.mask_token, self.decoder_blocks, self.decoder_norm, self.decoder_pred,
+            positions=self.decoder_pos_embed,
+        )  # fmt: skip
+
     def predict(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
         """Encode what is visible, decode all, and answer for the hidden patches, in the order of `hidden_indices`."""
-        visible, hidden = plan.mask.visible_indices, plan.mask.hidden_indices
-        latent = self.decoder_embed(self.encoder.forward_visible(batch.images, visible))
-
-        prefix = latent.shape[1] - visible.count
-        cls_position, position = self.decoder_pos_embed.expand(len(latent), -1, -1).split(
-            [prefix, self.decoder_pos_embed.shape[1] - prefix], dim=1
-        )
-        seen = latent + torch.cat([cls_position, visible.take(position)], dim=1)
-        asked = self.mask_token + hidden.take(position)
-
-        x = torch.cat([seen, asked], dim=1)
-        valid = _decoder_valid(plan, prefix)
-        *blocks, final = self.decoder_blocks
-        for block in blocks:
-            x = block(x, valid=valid)
-        return self.decoder_pred(self.decoder_norm(final(x, valid=valid, last=hidden.count)))
+        latent = self.encoder.forward_visible(batch.images, plan.mask.visible_indices)  # [batch, 1 + visible, dim]
+        return self.decoder(latent, plan.mask)
 
     @torch.no_grad()
     def target(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
@@ -174,11 +168,3 @@ class MAE(nn.Module):
             "masked": image(patches.masked_fill(plan.mask.hidden[..., None], 0.0)),
             "reconstruction": image(hidden.put(patches, prediction)),
         }
-
-
-def _decoder_valid(plan: Plan, prefix: int) -> Tensor | None:
-    """Which decoder tokens are real, for ragged masks."""
-    visible, hidden = plan.mask.visible_indices.valid, plan.mask.hidden_indices.valid
-    if visible is None or hidden is None:
-        return None
-    return torch.cat([nn.functional.pad(visible, (prefix, 0), value=True), hidden], dim=1)
