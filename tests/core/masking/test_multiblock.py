@@ -16,7 +16,7 @@ from unmask.core.masking.multiblock import context_and_targets, cover
 from unmask.core.nn.rotary import rotary_positions
 from unmask.core.randomness import Key
 
-GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "multiblock.safetensors")
+GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "multiblock.safetensors")
 SHORT, LONG = SpaceTimeBlockMasking(), SpaceTimeBlockMasking(2, (0.7, 0.7))
 PUBLISHED = MultiBlockMasking(per_batch=True)
 

@@ -323,6 +323,13 @@ def test_pixels_come_back_from_normalised_units_for_any_channels() -> None:
     assert torch.all(many == 1.0)
 
 
+def test_pixels_of_any_range_are_shown_with_contrast() -> None:
+    ramp = torch.linspace(-2.5, 2.5, 6).view(1, 1, 2, 3).expand(1, 3, 2, 3)
+    expected = torch.linspace(0, 1, 6).view(1, 1, 2, 3).expand(1, 3, 2, 3)
+    for mean, std in ((0.12, 0.008), (295.0, 7.6), (-0.3, 0.2)):
+        torch.testing.assert_close(to_rgb(ramp, (mean,) * 3, (std,) * 3), expected)
+
+
 def test_hidden_patches_are_shaded_where_they_are() -> None:
     hidden = torch.tensor([[False, True, False, False, False, True]])  # a grid of 2 x 3
     shaded = shade(torch.ones(1, 3, 4, 6), hidden)

@@ -26,8 +26,9 @@ from unmask.core.errors import UnmaskError
 from unmask.core.randomness import stable_id
 from unmask.vision.data import arrays, shards
 from unmask.vision.data.decode import ChannelsError, CorruptImageError, convert, decode
-from unmask.vision.data.images import IMAGENET_MEAN, Images, Settings, collate, open_split, resolve
+from unmask.vision.data.images import Images, Settings, collate, open_split, resolve
 from unmask.vision.data.sources import SourceError, open_source
+from unmask.vision.data.statistics import IMAGENET_MEAN
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +134,25 @@ def test_palette_images_with_transparency():
     stream = io.BytesIO()
     image.save(stream, "png", transparency=0)
     assert decode(stream.getvalue(), 3, "x").shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("P", "png"), ("P", "tiff"), ("CMYK", "jpeg"), ("CMYK", "tiff")])
+def test_palettes_and_inks_become_the_colours_they_stand_for(mode, kind):
+    colour = np.zeros((8, 16, 3), np.uint8)
+    colour[:, :8], colour[:, 8:] = (200, 90, 0), (10, 30, 250)
+    image = Image.fromarray(colour).convert(mode, **({"palette": Image.Palette.ADAPTIVE} if mode == "P" else {}))
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    found = decode(stream.getvalue(), 3, "x").int()
+    assert (found - torch.from_numpy(colour).permute(2, 0, 1)).abs().max() <= 3
+
+
+def test_tiff_with_white_as_zero_and_complex_numbers():
+    grey, stream = pixels(0, 5, 6), io.BytesIO()
+    tifffile.imwrite(stream, 255 - grey, photometric="miniswhite")
+    assert torch.equal(decode(stream.getvalue(), 1, "x")[0], torch.from_numpy(grey))
+    with pytest.raises(CorruptImageError, match="pixels of type complex64"):
+        decode(file_bytes(np.ones((5, 6), np.complex64), "tiff"), 1, "x")
 
 
 def test_16_bits_keep_their_precision():

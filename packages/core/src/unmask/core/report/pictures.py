@@ -91,6 +91,8 @@ def draw_pictures(run: RunFacts) -> Pictures:
     )
     if getattr(loaded.recipe.model, "norm_pix", False):
         note += " They are predicted relative to each patch and put back to scale with its true mean and deviation."
+    if not _displayable(data.mean, data.std):
+        note += " Contrast is stretched: black and white lie 2.5 standard deviations from the mean."
     return Pictures(pictures, note + _channels_note(batch.images.shape[1]), parameters)
 
 
@@ -103,11 +105,21 @@ def _channels_note(channels: int) -> str:
 def to_rgb(
     images: Float[Tensor, "batch channels height width"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Images back from normalised units to [0, 1], with three channels."""
+    """Images back from normalised units to [0, 1], with three channels.
+
+    Where their own values would give a flat picture, mean -+ 2.5 deviations become 0 and 1.
+    """
+    if not _displayable(mean, std):
+        mean, std = (0.5,) * len(mean), (0.2,) * len(std)
     shape = (1, -1, 1, 1)
     pixels = images.float() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
     pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
     return pixels.clamp(0, 1)
+
+
+def _displayable(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    """Whether values of this mean and deviation show something on a scale from black, 0, to white, 1."""
+    return all(0 <= value <= 1 for value in mean) and all(0.05 <= value <= 1 for value in std)
 
 
 def shade(

@@ -1,10 +1,11 @@
 """Image files to tensors: grey, RGB, RGBA, 16 bits and any number of channels, converted to what a model wants.
 
 * 8-bit pixels stay uint8; 16- and 32-bit integers become float32 in [0, 1] by their type's largest value; floating
-  point is taken as it is.
+  point is taken as it is, and must be finite.
 * Grey becomes RGB by repetition, RGB becomes grey by luma (ITU-R BT.601). Transparent images are laid on white and
   lose their alpha, unless the model wants as many channels as there are. Any other mismatch is an error.
-* JPEG orientation tags are followed. Of an animation the first frame counts; the pages of a TIFF are its channels.
+* Palettes and CMYK become RGB. JPEG orientation tags are followed. Of an animation the first frame counts; the pages of
+  a TIFF are its channels.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def decode(data: bytes, channels: int, name: str) -> Shaped[Tensor, "channels h 
         uint8, or float32 for files with more than 8 bits a pixel; see the module's docstring.
 
     Raises:
-        CorruptImageError: not an image, or damaged.
+        CorruptImageError: not an image, damaged, or with pixels that are NaN or infinite.
         ChannelsError: it has another number of channels that cannot be converted.
     """
     reason = complaint(data[:HEAD])
@@ -72,17 +73,45 @@ def decode(data: bytes, channels: int, name: str) -> Shaped[Tensor, "channels h 
         raise
     except Exception as error:  # decoders raise whatever they like on damaged files
         raise CorruptImageError(f"{name}: damaged ({str(error)[:200] or type(error).__name__})") from error
-    return convert(pixels, channels, name, alpha)
+    return convert(_finite(pixels, name), channels, name, alpha)
+
+
+def _finite(pixels: Tensor, name: str) -> Tensor:
+    """The pixels, if every one is a number: a single NaN would make the whole model NaN."""
+    if pixels.is_floating_point() and not pixels.isfinite().all():
+        wrong = int((~pixels.isfinite()).any(0).sum())
+        raise CorruptImageError(
+            f"{name}: {wrong} of {pixels[0].numel()} pixels are NaN or infinite; fill them first (numpy.nan_to_num)"
+        )
+    return pixels
+
+
+def from_array(array: np.ndarray, channels: int, name: str = "array") -> Shaped[Tensor, "channels h w"]:
+    """`decode` for pixels in memory, [h, w] or [h, w, c], on the scale that a file of the same type has.
+
+    Raises:
+        CorruptImageError: another shape or type, or pixels that are NaN or infinite.
+        ChannelsError: it has another number of channels that cannot be converted.
+    """
+    wide = array.ndim == 3 and array.shape[2] > max(4, channels)  # a height or width where the channels should be
+    if array.ndim not in (2, 3) or wide or array.dtype.kind not in "buif":
+        raise CorruptImageError(
+            f"{name}: shape {array.shape} and type {array.dtype}; expected numbers of shape [height, width] or "
+            "[height, width, channels]"
+        )
+    pixels = _finite(_tensor(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)), name)
+    return convert(pixels, channels, name, alpha=len(pixels) in (2, 4))
 
 
 def from_picture(picture: Image, channels: int, name: str = "picture") -> Shaped[Tensor, "channels h w"]:
     """`decode` for a Pillow image that is open already.
 
     Raises:
+        CorruptImageError: pixels that are NaN or infinite.
         ChannelsError: it has another number of channels that cannot be converted.
     """
     pixels, alpha = _from_pillow(picture)
-    return convert(pixels, channels, name, alpha)
+    return convert(_finite(pixels, name), channels, name, alpha)
 
 
 def _read(data: bytes) -> tuple[Tensor, bool]:
@@ -119,16 +148,19 @@ def _read_png16(data: bytes) -> tuple[Tensor, bool]:
 
 def _read_tiff(data: bytes) -> tuple[Tensor, bool]:
     import tifffile
+    from PIL import Image
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series, page = file.series[0], file.pages.first
+        series, page, kinds = file.series[0], file.pages.first, tifffile.PHOTOMETRIC
+        if page.photometric in (kinds.PALETTE, kinds.SEPARATED):  # indices or inks, which are no colours yet
+            return _from_pillow(Image.open(io.BytesIO(data)))
         try:
             pixels, axes = series.asarray(), series.axes
         except ValueError:  # a compression that tifffile leaves to another package; Pillow knows the common ones
-            from PIL import Image
-
             return _from_pillow(Image.open(io.BytesIO(data)))
-        alpha = page.photometric == tifffile.PHOTOMETRIC.RGB and bool(page.extrasamples)
+        if page.photometric == kinds.MINISWHITE and pixels.dtype.kind in "bu":
+            pixels = ~pixels  # the type's largest value minus the pixel
+        alpha = page.photometric == kinds.RGB and bool(page.extrasamples)
     return _tensor(_channels_first(pixels, axes)), alpha
 
 
@@ -148,8 +180,11 @@ def _tensor(pixels: np.ndarray) -> Tensor:
         pixels = pixels * np.uint8(255)
     if pixels.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(pixels))
+    if pixels.dtype.kind not in "iuf":
+        raise ValueError(f"pixels of type {pixels.dtype}; expected integers or real numbers")
     scale = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
-    return torch.from_numpy(np.ascontiguousarray((pixels / scale).astype(np.float32)))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is looked at later
+        return torch.from_numpy(np.ascontiguousarray((pixels / scale).astype(np.float32)))
 
 
 def convert(

@@ -27,13 +27,11 @@ from unmask.vision.data.augment import Interpolation, crop, draw_crop, fit, norm
 from unmask.vision.data.decode import CorruptImageError
 from unmask.vision.data.embedded.carriers import CARRIERS
 from unmask.vision.data.sources import Source, SourceError, open_source
+from unmask.vision.data.statistics import choose_statistics, training_notes
 
 __all__ = ["CARRIERS", "ImageBatch", "Images", "Problem", "Sample", "Settings", "collate", "open_split", "resolve"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _AUGMENT = stable_id("augment")
-_MEASURED = 1000  # training images that mean and std are measured from
 
 
 def _square(value: Any) -> Any:
@@ -53,7 +51,9 @@ class Settings:
             ``fmnist``, ``cifar10``, ``digits``. An embedded set's name wins over a folder's: write ``./digits`` then.
         image_size: rows and columns given to the model; one number means a square (in a recipe).
         channels: channels given to the model. Grey and RGB are converted into each other; others must match.
-        mean: per channel, on the scale 0..1. None: ImageNet's for 3 channels, else measured on training images.
+        mean: per channel, on the scale 0..1 of integer pixels, or that of floating point ones. None: measured on up to
+            1000 training images; three channels near ImageNet's statistics (as 8-bit photographs are: means within one
+            deviation, deviations within a factor of 2) take ImageNet's instead.
         std: like `mean`; give both or neither.
         crop_scale: least and largest share of the image that a random crop covers.
         crop_ratio: least and largest width / height of a random crop.
@@ -169,7 +169,7 @@ class Images(Dataset[Sample]):
 
     def _sample(self, index: int, visit: int) -> tuple[Tensor, int]:
         """Pixels of the wanted size, and the index that they come from in the end."""
-        image, index = self._readable(index)
+        image, index = self.read(index)
         settings = self.settings
         if not self.augment:
             return fit(image, settings.image_size, settings.interpolation), index
@@ -178,8 +178,13 @@ class Images(Dataset[Sample]):
         image = crop(image, box, settings.image_size, settings.interpolation)
         return (image.flip(-1) if coin < settings.flip else image), index
 
-    def _readable(self, index: int) -> tuple[Shaped[Tensor, "c h w"], int]:
-        """The image at `index` or the next good one after it, and where that is."""
+    def read(self, index: int) -> tuple[Shaped[Tensor, "c h w"], int]:
+        """The image at `index` as it is stored, or the next good one after it, and where that is.
+
+        Raises:
+            UnmaskError: it is damaged and `Settings.corrupt` is ``fatal``, or the whole split is.
+        """
+        reason = ""
         for step in range(len(self)):
             place = (index + step) % len(self)
             if self._damaged[place]:
@@ -190,7 +195,8 @@ class Images(Dataset[Sample]):
                 if self.settings.corrupt == "fatal":
                     raise UnmaskError(f"{error}. Remove or replace it, or set data.corrupt=skip.") from error
                 self._damaged[place] = True
-        raise SourceError(f"{self.settings.source}: none of the {len(self)} images of this split can be decoded")
+                reason = reason or f" ({error})"
+        raise SourceError(f"{self.settings.source}: none of the {len(self)} images of this split can be used{reason}")
 
     @property
     def problems(self) -> list[Problem]:
@@ -200,6 +206,11 @@ class Images(Dataset[Sample]):
             name = self._source.names[int(self._members[place])]
             found.append(Problem(name, self._reason(place).removeprefix(f"{name}: ")))
         return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What to say before training on this split: how it is normalised, with a warning where that does not suit."""
+        return training_notes(self)
 
     def _reason(self, place: int) -> str:
         """What is wrong with a damaged image: a worker can only pass on that something is."""
@@ -277,32 +288,20 @@ def _how_to_split(source: Source, split: str) -> str:
 def resolve(settings: Settings) -> Settings:
     """The same settings with an absolute path, mean and std filled in: what a run records.
 
-    Fetches an embedded set where needed and decodes at least one training image.
+    Fetches an embedded set where needed and decodes training images: one, or those that are measured.
 
     Raises:
         SourceError: there are no images to train on.
         ChannelsError: the images have other channels than `settings` says.
+        UnmaskError: mean and std are to be measured, and every pixel has the same value.
     """
     source = open_source(settings.source, settings.channels, settings.corrupt)
     if settings.source not in EMBEDDED:
         settings = replace(settings, source=str(Path(settings.source).expanduser().resolve()))
     plain = replace(settings, mean=(0.0,) * settings.channels, std=(1.0,) * settings.channels)
     train = _split(source, plain, "train", seed=0, augment=False)
-    if settings.mean is not None or settings.channels == 3:
-        train[0, 0]
-        return replace(settings, mean=settings.mean or IMAGENET_MEAN, std=settings.std or IMAGENET_STD)
-    mean, std = _measure(train)
+    if settings.mean is not None:
+        train.read(0)
+        return settings
+    mean, std = choose_statistics(train)
     return replace(settings, mean=mean, std=std)
-
-
-def _measure(train: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel over up to `_MEASURED` evenly spaced images; 1 where nothing varies."""
-    chosen = torch.linspace(0, len(train) - 1, min(len(train), _MEASURED)).long().tolist()
-    total = torch.zeros(2, train.settings.channels, dtype=torch.float64)
-    for index in chosen:
-        pixels = train[index, 0].image.double()
-        total += torch.stack([pixels.mean((1, 2)), pixels.square().mean((1, 2))])
-    mean, square = total / len(chosen)
-    std = (square - mean.square()).clamp(min=0).sqrt()
-    std = torch.where(std > 1e-6, std, torch.ones_like(std))
-    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())

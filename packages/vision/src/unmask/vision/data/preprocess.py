@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from unmask.core.errors import UnmaskError
 from unmask.vision.data.augment import Interpolation, fit, normalise, to_unit
-from unmask.vision.data.decode import decode, from_picture
-from unmask.vision.data.images import IMAGENET_MEAN, IMAGENET_STD
+from unmask.vision.data.decode import decode, from_array, from_picture
+from unmask.vision.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 
-Picture = Image.Image | str | Path
+Picture = Image.Image | np.ndarray | str | Path
+_FARTHEST = 10.0  # root mean square of normalised pictures above which they cannot be meant
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which transformers' configuration uses
 
 
@@ -81,19 +84,35 @@ class Preprocess:
         ).save_pretrained(out)
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "batch channels height width"]:
-        """A batch from one picture or several: PIL images or file names, of any size and mode.
+        """A batch from one picture or several: PIL images, file names or numpy arrays, of any size and mode.
+
+        Arrays are [height, width] or [height, width, channels]. Integers are divided by their type's largest value, as
+        in files; floating point is taken as it is. Warns where the batch is far from the scale of the training images.
 
         Raises:
             UnmaskError: a file that is no picture, or a picture that cannot be given the encoder's channels.
         """
-        if isinstance(pictures, Image.Image | str | Path):
+        if isinstance(pictures, np.ndarray):
+            pictures = [pictures] if pictures.ndim < 4 else list(pictures)
+        elif isinstance(pictures, Image.Image | str | Path):
             pictures = [pictures]
-        return torch.stack([self._one(picture) for picture in pictures])
+        batch = torch.stack([self._one(picture) for picture in pictures])
+        scale = float(batch.double().square().mean().sqrt())
+        if scale > _FARTHEST:
+            warnings.warn(
+                f"normalised by mean {self.mean} and std {self.std}, the pictures reach {scale:.3g} (root mean square; "
+                "about 1 is expected): they are not on the scale of the training images. Floating point is taken as "
+                "it is: divide 8-bit values by 255 first",
+                stacklevel=2,
+            )
+        return batch
 
     def _one(self, picture: Picture) -> Float[Tensor, "channels height width"]:
         channels = len(self.mean)
         if isinstance(picture, Image.Image):
             pixels = from_picture(picture, channels)
+        elif isinstance(picture, np.ndarray):
+            pixels = from_array(picture, channels)
         else:
             pixels = decode(_bytes(picture), channels, str(picture))
         return normalise(to_unit(fit(pixels, self.size, self.interpolation)), self.mean, self.std)

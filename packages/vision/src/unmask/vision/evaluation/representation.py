@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.core import registry
+from unmask.core.data.carriers import say
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.features import (
     FeatureSplit,
@@ -42,6 +43,7 @@ from unmask.core.training.files import write_atomically, write_json, write_text
 from unmask.core.training.recipe import make_recipe, read_yaml, to_yaml
 from unmask.core.training.rundir import check_writable, metrics_until
 from unmask.vision.data.images import ImageBatch, Images, Settings, collate, open_split
+from unmask.vision.data.statistics import transfer_notes
 
 ROWS = {"trained": "trained encoder", "random": "untrained encoder", "pixels": "raw pixels"}
 PIXELS_SIDE = 32  # larger images are averaged down to this before their pixels are probed
@@ -107,7 +109,7 @@ def evaluate(
         "names": ROWS,
         "val_loss": _val_loss(Path(run_dir)),
     }
-    labelled = _open_labelled(settings)
+    labelled = _open_labelled(settings, run)
     random = _random_encoder(run, seed).to(place)
     if labelled is None:
         result |= _without_labels(run, random, settings, place)
@@ -136,9 +138,17 @@ def _settings(run: LoadedRun, data: str | None) -> Settings:
     return settings if data is None else replace(settings, source=data)
 
 
-def _open_labelled(settings: Settings) -> _Labelled | None:
+def _compare(images: Images, run: LoadedRun) -> None:
+    """Warn where images that are not the run's own are on another scale than those."""
+    if images.settings.source != run.recipe.data.source:
+        for note in transfer_notes(images):
+            say(note)
+
+
+def _open_labelled(settings: Settings, run: LoadedRun) -> _Labelled | None:
     """The splits of labelled data, or None where there are no labels."""
     train = open_split(settings, "train")
+    _compare(train, run)
     if train.labels is None or train.classes is None:
         return None
     return _Labelled(settings, train, open_split(settings, "val"), open_split(settings, "test"), train.classes)
@@ -281,7 +291,7 @@ def finetune(
     """
     out, place = Path(out), pick_device(device)
     run = load_run(run_dir, place)
-    labelled = _open_labelled(_settings(run, data))
+    labelled = _open_labelled(_settings(run, data), run)
     if labelled is None or labelled.train.labels is None:
         raise UnmaskError(f"{data} has no labels; fine-tuning needs one folder of images per class, or a labelled set")
     check_writable(out)
@@ -355,6 +365,7 @@ def embed(run_dir: str | Path, folder: str, out: str | Path, *, device: str = "a
     out, place = Path(out), pick_device(device)
     run = load_run(run_dir, place)
     images = open_split(_settings(run, folder), "all")
+    _compare(images, run)
     write_atomically(out, lambda temporary: _write_embeddings(temporary, run, images, place))
     if images.problems:
         names = "; ".join(f"{p.name} ({p.reason})" for p in images.problems[:3])
