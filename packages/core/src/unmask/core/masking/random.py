@@ -38,7 +38,9 @@ def hidden_count(tokens: int, ratio: float, rounding: Rounding) -> int:
     """
     if rounding == "floor_keep":
         return tokens - int(tokens * (1 - ratio))
-    return {"floor_hide": int, "ceil_hide": math.ceil, "round": round}[rounding](tokens * ratio)
+    if rounding == "floor_hide":
+        return int(tokens * ratio)
+    return math.ceil(tokens * ratio) if rounding == "ceil_hide" else round(tokens * ratio)
 
 
 @dataclass(frozen=True)
