@@ -1,4 +1,4 @@
-"""Uniform masking: exact counts, or each token by its own coin."""
+"""Uniform masking: an exact count, or a Bernoulli mask."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class RandomMasking:
 
 @dataclass(frozen=True)
 class BernoulliMasking:
-    """Hide each token by its own coin, so that counts differ from sample to sample (a ragged mask).
+    """Sample a Bernoulli mask: counts differ from sample to sample (a ragged mask).
 
     Args:
         ratio: the probability of hiding a token, in (0, 1).
