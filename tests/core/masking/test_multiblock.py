@@ -121,8 +121,8 @@ def test_as_published_the_context_shrinks_with_the_batch() -> None:
     assert sum(share) / 40 == pytest.approx(
         float(GOLDEN["ijepa/g14/context_len_per_batch"].float().mean()) / 196, abs=0.03
     )
-    alone = [PUBLISHED(keys(1, b), (14, 14), of_step(b)).context.count / 196 for b in range(300)]
-    assert sum(alone) / 300 == pytest.approx(0.42, abs=0.015)
+    alone = [PUBLISHED(keys(1, b), (14, 14), of_step(b)).context.count / 196 for b in range(150)]
+    assert sum(alone) / 150 == pytest.approx(0.42, abs=0.02)
 
 
 @pytest.mark.parametrize(("name", "masking"), [("short", SHORT), ("long", LONG)])

@@ -1,4 +1,4 @@
-"""Uniform masking: exact counts, or each token by its own coin."""
+"""Uniform masking: an exact count, or a Bernoulli mask."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def hidden_count(tokens: int, ratio: float, rounding: Rounding) -> int:
     """
     if rounding == "floor_keep":
         return tokens - int(tokens * (1 - ratio))
-    return {"floor_hide": int, "ceil_hide": math.ceil, "round": round}[rounding](tokens * ratio)
+    if rounding == "floor_hide":
+        return int(tokens * ratio)
+    return math.ceil(tokens * ratio) if rounding == "ceil_hide" else round(tokens * ratio)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class RandomMasking:
 
 @dataclass(frozen=True)
 class BernoulliMasking:
-    """Hide each token by its own coin, so that counts differ from sample to sample (a ragged mask).
+    """Sample a Bernoulli mask: counts differ from sample to sample (a ragged mask).
 
     Args:
         ratio: the probability of hiding a token, in (0, 1).

@@ -42,7 +42,7 @@ class DecoderTokens:
     rotary: Rotary | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: torch.compile hashes it before its fields are set
 class MaskedDecoder:
     """A decoder made of a method's own modules, so that their parameters keep the names they are published under.
 
