@@ -152,8 +152,19 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
         and key not in FREE_TO_CHANGE
-        and not (key in FILLED_BY_STAGES and None in (old.get(key), new.get(key)))
+        and not _moved(key)
+        and not (_filled_later(key) and None in (old.get(key), new.get(key)))
     }
+
+
+def _moved(key: str) -> bool:
+    """A network may lie elsewhere now: the hash of its weights says whether it is the same."""
+    return key.startswith("networks.") and key.endswith(".source")
+
+
+def _filled_later(key: str) -> bool:
+    """Not known before the earlier stages have run, or the networks have been opened."""
+    return key in FILLED_BY_STAGES or (key.startswith("networks.") and key.endswith(".hash"))
 
 
 def metrics_until(path: Path, step: int) -> list[str]:
