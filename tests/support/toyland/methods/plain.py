@@ -24,6 +24,7 @@ CARD = {
 class Encoder:
     dim: int = 8
     rate: float = 0.0
+    kind: str = "a"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.targets import EMATeacher
-from unmask.core.training.checkpoint import LoadedRun, load_run
+from unmask.core.training.checkpoint import LoadedRun, load_run, saved_state
 from unmask.core.training.recipe import Recipe, as_dict, flatten, read_yaml
 from unmask.core.training.startup import shorten
 
@@ -171,12 +171,13 @@ def _account(run: Path, source: LoadedRun, method: nn.Module, recipe: Recipe, ta
 
 
 def _groups(method: nn.Module) -> dict[str, int]:
-    """How many tensors a method has outside its encoder, by the first part of their names; teachers are not counted."""
+    """How many tensors a method saves beside its encoder and EMAs, by the first part of their names."""
+    saved = saved_state(method)
     inside = {id(tensor) for tensor in _tensors(encoder_of(method))}
     inside |= {id(t) for teacher in method.modules() if isinstance(teacher, EMATeacher) for t in _tensors(teacher)}
     counts: dict[str, int] = {}
     for name, tensor in [*method.named_parameters(), *method.named_buffers()]:
-        if id(tensor) not in inside and tensor.numel():
+        if name in saved and id(tensor) not in inside and tensor.numel():
             counts[name.split(".")[0]] = counts.get(name.split(".")[0], 0) + 1
     return counts
 
