@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unmask.core.errors import UnmaskError
+from unmask.core.networks import open_network
 from unmask.core.training import checkpoint
 from unmask.core.training.build import make_method
 from unmask.core.training.launch import build
@@ -68,3 +69,19 @@ def test_fixed_positions_follow_the_image_size(mae: Path) -> None:
 def test_one_error_names_the_setting(encoder: dict[str, Any], text: str, mae: Path) -> None:
     with pytest.raises(UnmaskError, match=text):
         build(recipe("vision/colormae", encoder, mae), say=lambda text: None)
+
+
+def test_a_run_and_its_export_are_networks_for_other_methods(mae: Path, tmp_path: Path) -> None:
+    """The encoder with the run's own statistics; timm's is the same function."""
+    from unmask.vision.export import export
+
+    network = open_network(mae)
+    assert (network.kind, network.mean, network.std) == ("unmask", (0.4,), (0.3,))
+    images = torch.randn(2, 1, 28, 28)
+    features = network.module(images).pooled
+    assert torch.equal(features, checkpoint.load_run(mae).method.encoder(images).pooled)  # type: ignore[operator]
+    exported = open_network(export(mae, tmp_path / "timm", to="timm"))
+    assert (exported.kind, exported.mean, exported.std) == ("timm", (0.4,), (0.3,))
+    torch.testing.assert_close(exported.module(images), features)
+    masked = open_network(export(mae, tmp_path / "transformers", to="transformers"))
+    assert masked.kind == "transformers" and masked.mean == (0.4,)

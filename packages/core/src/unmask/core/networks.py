@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -242,8 +243,6 @@ def _require_safetensors(folder: Path, text: str) -> None:
 
 def _open_ours(folder: Path, method: str) -> _Opened:
     """The encoder of a run, or of a directory that `unmask export` made."""
-    import importlib
-
     domain = registry.card(method).id.split("/")[0]
     module = importlib.import_module(registry.domains()[domain]).load(folder)
     preprocess = getattr(module, "preprocess", None)
@@ -283,8 +282,6 @@ def _open_timm(folder: Path, config: Mapping[str, Any]) -> _Opened:
 
 
 def _imported(library: str, purpose: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(library)
     except ImportError:
