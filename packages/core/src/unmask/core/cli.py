@@ -196,7 +196,20 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Start from the weights of this run or exported directory, heads included."),
+        typer.Option(
+            metavar="DIR",
+            help="Start from the weights of this run or exported directory, heads included; of another method's run "
+            "only the encoder is taken.",
+        ),
+    ] = None,
+    networks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--network",
+            metavar="NAME=DIR_OR_HUB_ID",
+            help="A network from elsewhere that the method uses, such as its teacher: a run, a directory of "
+            "transformers or timm, or an id on the Hugging Face hub; may be repeated.",
+        ),
     ] = None,
     devices: Annotated[int, typer.Option(min=1, metavar="N", help="Processes on this machine, one per GPU.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Machines.")] = 1,
@@ -233,6 +246,7 @@ def train(
         "training.precision": precision,
         "training.compile": compile_,
     }
+    given |= _networks(networks or [])
     chosen = _recipe(context.obj, method, recipe, resume, settings or [], given, epochs, steps, devices * nodes)
     if dry_run:
         _dry_run(chosen, devices, nodes, as_json)
@@ -287,6 +301,18 @@ def _recipe(
     overrides = dict(parse_override(text) for text in settings)
     overrides |= {key: value for key, value in given.items() if value is not None}
     return load_recipe(method, recipe, overrides, epochs=epochs, steps=steps, world=world)
+
+
+def _networks(texts: list[str]) -> dict[str, str]:
+    """``NAME=SOURCE`` as keys of the recipe."""
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, source in pairs:
+        if not (name.isidentifier() and equals and source):
+            raise UnmaskError(
+                f"--network {name}{equals}{source}: expected NAME=DIR_OR_HUB_ID, for example "
+                "--network teacher=runs/first"
+            )
+    return {f"networks.{name}": source for name, _, source in pairs}
 
 
 def _default_recipe(method: str, data: str | None) -> str:

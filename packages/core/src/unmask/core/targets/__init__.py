@@ -1,5 +1,14 @@
 """What is asked of the hidden tokens."""
 
 from unmask.core.targets.patches import denormalize_patches, normalize_patches, patchify, unpatchify
+from unmask.core.targets.teachers import EMATeacher, FrozenTeacher, SharedTeacher
 
-__all__ = ["denormalize_patches", "normalize_patches", "patchify", "unpatchify"]
+__all__ = [
+    "EMATeacher",
+    "FrozenTeacher",
+    "SharedTeacher",
+    "denormalize_patches",
+    "normalize_patches",
+    "patchify",
+    "unpatchify",
+]

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.networks import frozen_names
+from unmask.core.training.build import make_method
 from unmask.core.training.files import write_atomically
 from unmask.core.training.groups import parameters_by_name
 from unmask.core.training.recipe import Recipe, make_recipe, read_yaml
@@ -161,9 +162,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def saved_state(method: nn.Module) -> dict[str, Tensor]:
+    """A method's state dict without networks from elsewhere, as far as these are frozen: they are opened again."""
+    frozen = frozen_names(method)
+    return {name: tensor for name, tensor in method.state_dict().items() if name not in frozen}
+
+
 def training_state(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What training goes on from, the generators apart: ``model/...`` and ``optimizer/...``."""
-    model = {f"model/{k}": v for k, v in method.state_dict().items()}
+    model = {f"model/{k}": v for k, v in saved_state(method).items()}
     return model | {f"optimizer/{k}": v for k, v in optimizer_tensors(optimizer).items()}
 
 
@@ -186,12 +193,12 @@ def set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 def load_model(method: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state into a method.
+    """Copy a state, as `saved_state` gives it, into a method.
 
     Raises:
         CheckpointError: the state is another model's; names the parameters that differ.
     """
-    own = method.state_dict()
+    own = saved_state(method)
     differing = {
         "missing in the file": [k for k in own if k not in tensors],
         "only in the file": [k for k in tensors if k not in own],
@@ -207,7 +214,7 @@ def load_model(method: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
             f"{source} holds another model than this recipe builds ({'; '.join(found)}). "
             "Use the recipe it was trained with, or make the model settings agree"
         )
-    method.load_state_dict(dict(tensors))
+    method.load_state_dict(dict(tensors), strict=False)  # strict about all that is saved, which was checked above
 
 
 @dataclass(frozen=True)
@@ -237,7 +244,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu", say: Say =
     path = run_dir / "recipe.yaml"
     recipe = make_recipe(read_yaml(path), source=str(path), try_build=False)  # it is built for real just below
     state, step = weights_of(run_dir, say)
-    method = registry.load(recipe.method).build(recipe.model, recipe.data)
+    method = make_method(recipe)
     load_model(method, state, str(run_dir))
     return LoadedRun(method.to(device).eval(), recipe, step)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from torch import nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.networks import Network
+from unmask.core.training.build import make_method, open_networks
 from unmask.core.training.checkpoint import Say
+from unmask.core.training.initial import load_initial, say_on_stderr
 from unmask.core.training.position import Collate
 from unmask.core.training.recipe import Recipe, RecipeError, cross_checks
 from unmask.core.training.startup import shorten
@@ -118,13 +121,21 @@ def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None
     return recipe, train_set, val_set, part.collate
 
 
-def build(recipe: Recipe) -> nn.Module:
-    """The recipe's method with its initial weights: those of `init`, or random ones that the seed decides."""
+def build(recipe: Recipe, networks: Mapping[str, Network] | None = None, say: Say = say_on_stderr) -> nn.Module:
+    """The recipe's method with its initial weights: those of `init`, or random ones that the seed decides.
+
+    Args:
+        recipe: see `load_recipe`.
+        networks: as for `make_method`.
+        say: told what was taken from `init`.
+    """
+    if networks is None and recipe.networks:
+        recipe, networks = open_networks(recipe)
     torch.manual_seed(recipe.seed)
     try:
-        method = registry.load(recipe.method).build(recipe.model, recipe.data)
+        method = make_method(recipe, networks)
     except ValueError as error:
         raise UnmaskError(f"model: {error}") from error
     if recipe.init is not None:
-        registry.part(recipe.method, "pretrained").load_initial_weights(method, recipe.init)  # type: ignore[union-attr]
+        load_initial(method, recipe, say)
     return method

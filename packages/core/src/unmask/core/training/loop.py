@@ -22,6 +22,7 @@ from unmask.core.mask import Mask
 from unmask.core.method import Clock, to_device
 from unmask.core.randomness import Key
 from unmask.core.training import checkpoint
+from unmask.core.training.build import open_networks
 from unmask.core.training.files import write_text
 from unmask.core.training.gradients import Call, Gradients, LossModule, Sums
 from unmask.core.training.groups import make_optimizer
@@ -110,10 +111,11 @@ class Launch:
         run = RunDirectory(out, whole=self.run)
         resume = run.recipe.is_file() if resume is None else resume
         with self.fabric.rank_zero_first():
+            recipe, networks = open_networks(recipe)
             recipe, train_set, val_set, collate = open_data(recipe, self.say)
         # A checkpoint overwrites what `init` would load, which may have moved since.
         resuming = resume and any(run.checkpoints.glob("step-*.safetensors"))
-        method = build(replace(recipe, init=None) if resuming else recipe)
+        method = build(replace(recipe, init=None) if resuming else recipe, networks, self.say)
         options = {"fabric": self.fabric, "resume": resume, "extend": self.extend, "progress": self.progress}
         return fit(method, train_set, val_set, collate, recipe, out, whole=self.run, **options)
 
@@ -297,7 +299,7 @@ class Loop:
                 where = f"stopped at step {self.step} of {self.total}, and saved"
                 raise Interrupted(stopping, f"{where}. Go on with: {self.run_dir.resume_command}")
         if self.fabric.is_global_zero:
-            checkpoint.write(self.run_dir.model, self.method.state_dict(), self._meta())
+            checkpoint.write(self.run_dir.model, checkpoint.saved_state(self.method), self._meta())
             self._name_problems()
         self.fabric.barrier()
 

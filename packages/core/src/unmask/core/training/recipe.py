@@ -119,6 +119,19 @@ class Training:
 
 
 @dataclass(frozen=True)
+class NetworkSource:
+    """A network from elsewhere. In a recipe ``NAME: SOURCE`` is enough.
+
+    Args:
+        source: a run, a directory or a hub id; see `unmask.core.networks.open_network`.
+        hash: of its weights; filled in when it is opened, and held against the weights from then on.
+    """
+
+    source: str
+    hash: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One run, completely.
 
@@ -129,6 +142,7 @@ class Recipe:
         model: the method's `Settings`.
         data: the domain's data `Settings`.
         stages: the method's `Stages`, for methods that are trained in several; see `unmask.core.training.loop`.
+        networks: networks from elsewhere that the method uses, by the names its module declares in ``NETWORKS``.
     """
 
     method: str
@@ -140,6 +154,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     training: Training = field(default_factory=Training)
     stages: Any = None
+    networks: dict[str, NetworkSource] = field(default_factory=dict)
 
 
 # What may differ on a resume: none of it changes what is computed.
@@ -148,13 +163,15 @@ TOTAL = frozenset({"schedule.epochs", "schedule.steps", "schedule.warmup_epochs"
 
 
 def free_to_change(recipe: Recipe) -> frozenset[str]:
-    """Dotted keys that may differ on a resume: the data may have moved, but must be the same samples."""
-    return _FREE_TO_CHANGE | {f"data.{name}" for name in getattr(recipe.data, "free_to_change", ())}
+    """Dotted keys that may differ on a resume: data and networks may have moved, but must be the same ones."""
+    data = {f"data.{name}" for name in getattr(recipe.data, "free_to_change", ())}
+    return _FREE_TO_CHANGE | data | {f"networks.{name}.source" for name in recipe.networks}
 
 
 def filled_in(recipe: Recipe) -> frozenset[str]:
-    """Dotted keys that are not known before the data are looked at or earlier stages have run."""
-    return frozenset(f"data.{name}" for name in getattr(recipe.data, "filled_in", ()))
+    """Dotted keys that are not known before data and networks are opened or earlier stages have run."""
+    data = {f"data.{name}" for name in getattr(recipe.data, "filled_in", ())}
+    return frozenset(data | {f"networks.{name}.hash" for name in recipe.networks})
 
 
 def load_recipe(
@@ -219,8 +236,9 @@ def make_recipe(
             parts["stages"] = module.Stages
     made = {name: section(name, kind, raw.get(name), problems) for name, kind in parts.items()}
     top = _top_level(raw, problems)
+    networks = _networks(module, raw, problems)
     if not problems:
-        result = Recipe(**top, **made)
+        result = Recipe(**top, **made, networks=networks)
         problems += cross_checks(result, world)
         problems += _build_problems(module, result) if try_build else []
     if problems:
@@ -298,6 +316,8 @@ def to_yaml(recipe: Recipe) -> str:
     values = as_dict(recipe)
     if recipe.stages is None:
         order.remove("stages")
+    if recipe.networks:
+        order.insert(order.index("data"), "networks")
     return yaml.dump({key: values[key] for key in order}, Dumper=_Dumper, sort_keys=False, width=110)
 
 
@@ -343,10 +363,32 @@ def _top_level(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return top
 
 
+def _networks(module: types.ModuleType, raw: Mapping[str, Any], problems: list[str]) -> dict[str, NetworkSource]:
+    """The section `networks`, held against what the method's module declares."""
+    needed: dict[str, str] = getattr(module, "NETWORKS", {})
+    given = raw.get("networks") or {}
+    if not isinstance(given, Mapping):
+        problems.append(f"networks: expected names and sources, got {given!r}")
+        return {}
+    for name in given.keys() - needed.keys():
+        none = f"{name}: {raw['method']} uses no network from elsewhere; remove it"
+        problems.append(f"networks.{unknown_key(str(name), list(needed)) if needed else none}")
+    for name in needed.keys() - given.keys():
+        problems.append(f"networks.{name}: missing: {needed[name]}. Give it with --network {name}=DIR_OR_HUB_ID")
+    found = {}
+    for name in needed:
+        if name in given:
+            value = {"source": given[name]} if isinstance(given[name], str) else given[name]
+            found[name] = section(f"networks.{name}", NetworkSource, value, problems)
+    return found
+
+
 def _build_problems(module: types.ModuleType, recipe: Recipe) -> list[str]:
     """What the method's `build` says against its settings, learnt without allocating its weights."""
     import torch
 
+    if hasattr(module, "NETWORKS"):
+        return []  # they are opened once, when the rest is known to be sound; the real build speaks for itself
     if hasattr(module, "planned"):
         try:
             recipe = module.planned(recipe)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unmask.core import registry
 from unmask.core.method import to_device
 from unmask.core.randomness import Key
+from unmask.core.training.build import make_method
 from unmask.core.training.checkpoint import LoadedRun
 from unmask.core.training.position import batches
 from unmask.core.training.recipe import micro_batch
@@ -47,7 +47,7 @@ def random_method(run: LoadedRun, train: PointClouds, device: torch.device, seed
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(run.recipe.seed + seed + _OTHER_SEED)
-        method = registry.load(run.recipe.method).build(run.recipe.model, run.recipe.data).to(device).eval()
+        method = make_method(run.recipe).to(device).eval()
     settle_on(method, run, train, device, seed)
     return method
 

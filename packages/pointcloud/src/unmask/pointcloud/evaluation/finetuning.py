@@ -13,12 +13,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.features import keyed_subset, pick_device
 from unmask.core.evaluation.finetune import Classifier, FineTuned, FineTuning, fine_tune
 from unmask.core.progress import progress_bar
 from unmask.core.training import checkpoint
+from unmask.core.training.build import make_method
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.core.training.files import write_json, write_text
 from unmask.core.training.recipe import make_recipe, read_yaml, to_yaml
@@ -228,7 +228,7 @@ def load_classifier(out: str | Path, device: str = "cpu") -> Classifier:
     path = out / "recipe.yaml"
     recipe = make_recipe(read_yaml(path), source=str(path), try_build=False)
     saved = checkpoint.read(out / "model.safetensors")
-    method = registry.load(recipe.method).build(recipe.model, recipe.data)
+    method: Any = make_method(recipe)
     encoder = CloudEncoder(method.pillar_encoder, method.encoder, recipe.data)
     model: Any = Classifier(PooledEncoder(encoder), len(saved.meta["classes"]))
     checkpoint.load_model(_parts(model), saved.tensors, str(out))

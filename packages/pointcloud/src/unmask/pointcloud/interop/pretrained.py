@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.training.build import make_method
 from unmask.core.training.recipe import Recipe, flatten, make_recipe, read_yaml
 from unmask.pointcloud.interop import convert
 from unmask.pointcloud.interop.model import CloudEncoder
@@ -65,7 +65,7 @@ def load(path: str | Path, device: str = "cpu") -> CloudEncoder:
             f"{path}: weights alone do not say how the model is shaped; give the directory of the run or export"
         )
     recipe = found.recipe
-    method = registry.load(recipe.method).build(recipe.model, recipe.data)
+    method: Any = make_method(recipe)
     encoder = CloudEncoder(method.pillar_encoder, method.encoder, recipe.data)
     given = {name: tensor for name, tensor in found.state.items() if convert.is_encoder(name)}
     _check_fit(given, encoder.state_dict(), f"{path}: damaged: these are not the weights that it describes")

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.features import pick_device
 from unmask.core.evaluation.knn import KNN
@@ -27,6 +26,7 @@ from unmask.core.evaluation.linear import LinearProbe
 from unmask.core.evaluation.weighted import WeightedProbe
 from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key
+from unmask.core.training.build import make_method
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.core.training.files import write_json
 from unmask.core.training.rundir import metrics_until
@@ -155,7 +155,8 @@ def _random_encoder(run: LoadedRun, seed: int) -> nn.Module:
     """The run's encoder at random weights that are not those it started from."""
     with torch.random.fork_rng([]):
         torch.manual_seed(run.recipe.seed + seed + _OTHER_SEED)
-        return registry.load(run.recipe.method).build(run.recipe.model, run.recipe.data).encoder.eval()
+        method: Any = make_method(run.recipe)
+    return method.encoder.eval()
 
 
 # ---- clips and features --------------------------------------------------------------------------------------------

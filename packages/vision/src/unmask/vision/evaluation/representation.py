@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.core import registry
 from unmask.core.data.carriers import say
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.features import (
@@ -38,6 +37,7 @@ from unmask.core.evaluation.rankme import deviation, rankme
 from unmask.core.method import to_device
 from unmask.core.progress import progress_bar
 from unmask.core.training import checkpoint
+from unmask.core.training.build import make_method
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.core.training.files import write_atomically, write_json, write_text
 from unmask.core.training.recipe import make_recipe, read_yaml, to_yaml
@@ -158,7 +158,7 @@ def _random_encoder(run: LoadedRun, seed: int) -> nn.Module:
     """The run's method at random weights that are not those it started from."""
     with torch.random.fork_rng([]):
         torch.manual_seed(run.recipe.seed + seed + _OTHER_SEED)
-        return registry.load(run.recipe.method).build(run.recipe.model, run.recipe.data).eval()
+        return make_method(run.recipe).eval()
 
 
 def _encoders(run: LoadedRun, random: nn.Module) -> dict[str, Encode]:
@@ -340,7 +340,7 @@ def load_classifier(out: str | Path, device: str = "cpu") -> Classifier:
         raise UnmaskError(f"{out} holds no fine-tuned classifier; make one with: unmask finetune RUN --data FOLDER")
     recipe = make_recipe(read_yaml(out / "recipe.yaml"), source=str(out / "recipe.yaml"))
     saved = checkpoint.read(out / "model.safetensors")
-    method = registry.load(recipe.method).build(recipe.model, recipe.data)
+    method: Any = make_method(recipe)
     model: Any = Classifier(method.encoder, len(saved.meta["classes"]))
     checkpoint.load_model(model, saved.tensors, str(out))
     model.classes = saved.meta["classes"]
