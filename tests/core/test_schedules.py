@@ -11,12 +11,12 @@ from toy import toy_recipe
 
 from unmask.core.method import Clock
 from unmask.core.training.recipe import Optimizer, Schedule
-from unmask.core.training.schedules import LearningRate, total_steps
+from unmask.core.training.schedules import learning_rate, total_steps
 
 
 def rate(schedule: Schedule, step: int, total: int = 100, batch_size: int = 512) -> float:
     recipe = replace(toy_recipe(batch_size=batch_size), optimizer=Optimizer(base_lr=1e-3), schedule=schedule)
-    return LearningRate.of(recipe)(Clock(step=step, total_steps=total))
+    return learning_rate(recipe)(Clock(step=step, total_steps=total))
 
 
 def test_warmup_then_cosine_and_linear_scaling() -> None:
