@@ -213,7 +213,7 @@ class Loop:
         self.fabric, self.recipe, self.run_dir, self.display, self.total = fabric, recipe, run_dir, display, total
         self.train_set, self.val_set, self.collate = train_set, val_set, collate
         self.method: Any = method.to(fabric.device)
-        self.optimizer = make_optimizer(self.method, recipe.optimizer)
+        self.optimizer: Any = make_optimizer(self.method, recipe.optimizer)
         check_groups(self.method, self.optimizer)
         self.step = 0 if saved is None else self._restore(saved)
         self.learning_rate = learning_rate(recipe)
@@ -325,16 +325,16 @@ class Loop:
         return sums
 
     def _update_weights(self, sums: Sums) -> None:
-        """The optimizer's step, unless the gradient is not finite.
+        """The optimizer's step; a gradient that is not finite leaves the weights as they are, and ends the run.
 
-        On a GPU looking would wait for it: there the optimizer itself leaves the weights as they are, and the watch is
-        asked after the first step and when something is written.
+        On a GPU looking would wait for it, so the watch is asked after the first step and when something is written;
+        until then the optimizer itself, on the device, makes no step on such a gradient.
         """
         self.watch.note(self.step, sums)
         if self.step == 0 or self.fabric.device.type != "cuda":
             self.watch.check()
-        else:
-            self.optimizer.found_inf = (~torch.isfinite(sums.norm)).float()  # what fused AdamW takes from a GradScaler
+        if self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = (~torch.isfinite(sums.norm)).float()  # what it otherwise has from a GradScaler
         if self.recipe.optimizer.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.gradients.trainable, self.recipe.optimizer.clip_norm, sums.norm)
         self.stepper.step()
