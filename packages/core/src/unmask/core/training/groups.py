@@ -7,11 +7,8 @@ A method may have ``param_groups() -> list`` of mappings with
 * ``weight_decay``: of all these parameters, constant; without it or with None the recipe's on matrices and none on
   vectors, biases and what `no_weight_decay` names.
 
-Every trainable parameter is in exactly one of them. Layer-wise decay is one group per layer::
-
-    def param_groups(self):
-        depth = len(self.encoder.blocks)
-        blocks = [{"params": named(block), "lr_scale": 0.75 ** (depth - i)} for i, block in enumerate(...)]
+Every trainable parameter is in exactly one of them. Layer-wise decay for fine-tuning is one group per layer, with
+``lr_scale`` of ``0.75 ** (depth - layer)``.
 """
 
 from __future__ import annotations
