@@ -21,14 +21,13 @@ from typing import Any
 import torch
 from machine import about
 
-from unmask.core.method import Clock
 from unmask.core.randomness import Key
 from unmask.core.training.groups import make_optimizer
 from unmask.core.training.launch import build, open_data
 from unmask.core.training.loop import fit
 from unmask.core.training.position import Position, batches
 from unmask.core.training.recipe import Recipe, load_recipe
-from unmask.core.training.schedules import LearningRate
+from unmask.core.training.schedules import learning_rate
 
 SHORT, LONG = 10, 60
 
@@ -37,12 +36,12 @@ def bare(recipe: Recipe, train_set: Any, collate: Any, steps: int) -> float:
     """Seconds of a loop without any of our machinery."""
     method = build(recipe)
     optimizer = make_optimizer(method, recipe.optimizer)
-    rate = LearningRate.of(recipe)
+    rate = learning_rate(recipe)
     size = recipe.training.batch_size
     position = Position(recipe.seed, len(train_set), size, size, steps)
     start = time.perf_counter()
     for step, batch in enumerate(batches(train_set, position, collate, workers=0, pin=False)):
-        clock = Clock(step, steps, position.epoch(step))
+        clock = position.clock(step)
         for group in optimizer.param_groups:
             group["lr"] = rate(clock)
         plan = method.draw(batch, clock, Key.of(recipe.seed, batch.ids, clock.epoch).stream("plan"))  # type: ignore[operator]

@@ -72,6 +72,21 @@ def test_seed_stream_id_and_visit_all_matter() -> None:
     assert int(Key.of(0, torch.tensor([4]), 3).bits(1)) != int(key.bits(1))  # id and visit do not commute
 
 
+def test_a_shared_draw_follows_seed_stream_and_step_and_nothing_else() -> None:
+    def draw(seed: int = 1, ids: int = 0, visit: int = 0, stream: str = "size", step: int = 7) -> torch.Tensor:
+        key = Key.of(seed, torch.arange(ids, ids + 4), visit)
+        return key.stream("plan").stream(stream).shared(step).stream("height").uniform(3)
+
+    assert draw().shape == (1, 3)
+    assert torch.equal(draw(), draw(ids=100, visit=3)), "other samples, as on another rank, share it"
+    changed = [draw(), draw(seed=2), draw(stream="aspect"), draw(step=8)]
+    assert len({tuple(d[0].tolist()) for d in changed}) == 4
+    steps = torch.cat([Key.of(1, torch.tensor([5])).shared(step).uniform(1) for step in range(500)])
+    assert abs(float(steps.mean()) - 0.5) < 0.05, "uniform over the steps of a run"
+    with pytest.raises(ValueError, match="make it with Key.of"):
+        Key(torch.tensor([3])).stream("size").shared(0)
+
+
 def test_visits_may_differ_within_a_batch() -> None:
     mixed = Key.of(0, torch.tensor([3, 3]), torch.tensor([1, 2])).bits(2)
     assert torch.equal(mixed[1], Key.of(0, torch.tensor([3]), 2).bits(2)[0])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.mask import Mask
-from unmask.core.method import Clock, Features, Output, Plan, Term
+from unmask.core.method import Clock, Features, Metric, Output, Plan, Term
 from unmask.core.randomness import Key, SampleKey
 from unmask.core.training.recipe import Optimizer, Recipe, Schedule, Training
 
@@ -79,7 +79,7 @@ class ToyMethod(nn.Module):
         terms = {"hidden": Term((error * plan.mask.hidden).sum(), plan.mask.hidden.sum())}
         if self.terms == 2:
             terms["visible"] = Term((error * plan.mask.visible).sum(), plan.mask.visible.sum(), 0.5)
-        return Output(terms, {"scale": x.detach().abs().mean()})
+        return Output(terms, {"scale": Metric(x.detach().abs().sum(), x.numel())})
 
     def encode(self, batch: ToyBatch) -> Features:
         return Features(self.embed(batch.x), (TOKENS,))

@@ -76,7 +76,7 @@ def test_all_problems_at_once() -> None:
         "optimizer.weight_decay: input should be greater than or equal to 0 (got -1)",
         "schedule.epochs: input should be a valid integer",
         "(got 'many')",
-        "schedule.decay: input should be 'cosine', 'linear' or 'step' (got 'exponential')",
+        "schedule.decay: input should be 'cosine', 'linear', 'step' or 'constant' (got 'exponential')",
         "training.precison: unknown key; did you mean precision?",
         "training.micro_batch: input should be greater than or equal to 1 (got 0)",
         "model.mask_raito: unknown key; did you mean mask_ratio?",

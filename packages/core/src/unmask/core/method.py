@@ -9,9 +9,19 @@ A trained method is an ``nn.Module`` with
   `check_method` holds it against leaks;
 * ``picture(batch, plan) -> dict``: named images for the report.
 
-Optional: ``after_step(clock)`` (teachers), ``no_weight_decay() -> set`` of parameter names, and, for methods with
-several loss terms, ``counts(batch, plan) -> dict``: each term's count by name, in the terms' order, from batch and plan
-alone. It saves the forward passes that find them when gradients are accumulated.
+`draw` and `forward` run under the same autocast, `draw` without gradients: a teacher asked in `draw` computes in the
+student's type. What a draw needs in full precision it computes under ``torch.autocast(device, enabled=False)``.
+
+Optional:
+
+* ``after_step(clock)``: called once after every optimizer step with the clock of that step (teachers);
+* ``no_weight_decay() -> set`` of parameter names, besides vectors and biases;
+* ``param_groups() -> list`` of learning-rate and weight-decay groups: see `unmask.core.training.groups`;
+* ``backward(output, engine) -> None``: fills the gradients itself, where they are not those of the loss: see
+  `unmask.core.training.engine`;
+* ``counts(batch, plan) -> dict``, for methods with several loss terms: each term's count by name, in the terms' order,
+  from batch and plan alone. It saves the forward passes that find them when gradients are accumulated.
+
 There is no base class: whatever has these functions works in our loop, and a method works in anybody's loop.
 """
 
@@ -22,7 +32,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from unmask.core.mask import Mask
@@ -35,22 +45,26 @@ T = TypeVar("T")
 class Clock:
     """Where a run is. Schedules depend on this and on nothing else.
 
+    Training draws at steps 0 to ``total_steps - 1``. Validation draws at the end of the run (`step` is `total_steps`,
+    `epoch` is `total_epochs`), however early it comes: its masks never move, and a curriculum is judged by what it
+    leads to.
+
     Args:
         step: optimizer steps done before this one.
         total_steps: optimizer steps of the whole run.
         epoch: passes over the data completed.
-        samples_seen: samples consumed before this step, over all ranks.
+        total_epochs: passes over the data of the whole run, the last of which may be cut short.
     """
 
     step: int = 0
     total_steps: int = 1
     epoch: int = 0
-    samples_seen: int = 0
+    total_epochs: int = 1
 
     @property
     def progress(self) -> float:
         """The share of the run that is done, in [0, 1]."""
-        return self.step / max(1, self.total_steps)
+        return min(1.0, self.step / max(1, self.total_steps))
 
 
 def divisor(count: Tensor) -> Tensor:
@@ -59,18 +73,16 @@ def divisor(count: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Term:
-    """One part of a loss, kept as a sum and a count so that means over micro-batches and ranks are exact.
+class Metric:
+    """A mean to log, kept as a sum and a count so that means over micro-batches and ranks are exact.
 
     Args:
-        total: the sum of the per-item losses.
-        count: how many items were summed. Depends on the batch and the plan only, never on what the network computes.
-        weight: its weight in the loss.
+        total: the sum over items; its gradient is dropped.
+        count: how many items were summed. A metric that counted nothing in a whole step is left out of its line.
     """
 
-    total: Float[Tensor, ""]
-    count: Tensor | float
-    weight: float = 1.0
+    total: Num[Tensor, ""]
+    count: Tensor | float | int
 
     @property
     def mean(self) -> Float[Tensor, ""]:
@@ -79,11 +91,24 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Term(Metric):
+    """One part of a loss.
+
+    Args:
+        total: the sum of the per-item losses.
+        count: how many items were summed. Depends on the batch and the plan only, never on what the network computes.
+        weight: its weight in the loss.
+    """
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Output:
-    """What a forward pass returns: loss terms by name, and numbers to log (scalar tensors, without gradient)."""
+    """What a forward pass returns: loss terms and metrics by name."""
 
     terms: dict[str, Term]
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
 
     @property
     def loss(self) -> Float[Tensor, ""]:

@@ -4,7 +4,8 @@ A draw depends on ``(seed, stream, sample id, visit)`` and on nothing else: not 
 in, the worker that loads it, the rank that trains on it, or whether the run was resumed. The generator is SplitMix64
 (Steele, Lea and Flood, OOPSLA 2014, doi 10.1145/2660193.2660195) written in 64-bit integer tensor operations, so
 bits and uniforms are equal on every device. `Key` draws for a batch; `SampleKey` draws the same numbers for one
-sample in plain Python, which is what a data worker wants.
+sample in plain Python, which is what a data worker wants. `Key.shared` is the one exception to "per sample": draws that
+a whole step shares.
 """
 
 from __future__ import annotations
@@ -61,26 +62,46 @@ def _fold(state: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Key:
-    """Where the random draws of a batch come from: one 64-bit state per sample.
+    """Where the random draws of a batch come from: one 64-bit state per sample. Make a key with `Key.of`.
 
     Args:
-        state: one counter state per sample. Make a key with `Key.of`.
+        state: one counter state per sample.
+        root: the state of seed and streams alone, without samples and visits: what `shared` starts from. None in keys
+            that were made from states alone.
     """
 
     state: Int[Tensor, "batch"]
+    root: int | None = None
 
     @classmethod
     def of(cls, seed: int, ids: Int[Tensor, "batch"], visits: Int[Tensor, "batch"] | int = 0) -> Key:
         """The key of samples `ids` at their `visits` (epoch or draw number) under a run's `seed`."""
         # Filled on the device: copying a number there would make the host wait for it.
         visits = torch.full_like(ids, visits, dtype=torch.int64) if isinstance(visits, int) else visits.to(torch.int64)
-        start = torch.full_like(ids, _signed(_fold_word(0, seed)), dtype=torch.int64)
-        return cls(_fold(_fold(start, ids.to(torch.int64)), visits.to(ids.device)))
+        root = _fold_word(0, seed)
+        start = torch.full_like(ids, _signed(root), dtype=torch.int64)
+        return cls(_fold(_fold(start, ids.to(torch.int64)), visits.to(ids.device)), root)
 
     def stream(self, name: str | int) -> Key:
         """An independent key for one purpose (`"mask"`, `"noise"`) or one of several equal draws (an int)."""
         value = name if isinstance(name, int) else stable_id(name)
-        return Key(_fold(self.state, torch.full_like(self.state, _signed(value))))
+        state = _fold(self.state, torch.full_like(self.state, _signed(value)))
+        return Key(state, None if self.root is None else _fold_word(self.root, value))
+
+    def shared(self, step: int) -> Key:
+        """A key of one row for what a whole step shares, as the block sizes of a batch: broadcast its draws.
+
+        It follows the seed, the streams and `step` (``clock.step``) and nothing else, so all ranks and micro-batches of
+        a step draw the same, whatever samples they hold. Validation has one clock, and so draws the same in all its
+        batches.
+
+        Raises:
+            ValueError: the key was made from states alone.
+        """
+        if self.root is None:
+            raise ValueError("a key made from states alone has no seed to share; make it with Key.of")
+        root = _fold_word(self.root, step)
+        return Key(self.state.new_full((1,), _signed(root)), root)
 
     def bits(self, n: int) -> Int[Tensor, "batch n"]:
         """`n` uniform 64-bit integers per sample (as int64, so half of them are negative)."""

@@ -21,7 +21,7 @@ from unmask.core.progress import Advance
 from unmask.core.randomness import epoch_order
 from unmask.core.training.groups import decays
 from unmask.core.training.position import batches
-from unmask.core.training.schedules import LearningRate
+from unmask.core.training.schedules import Scheduled
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,10 @@ def layered_groups(model: Classifier, protocol: FineTuning) -> list[dict[str, An
     return list(groups.values())
 
 
-def learning_rate(protocol: FineTuning, batch_size: int) -> LearningRate:
+def learning_rate(protocol: FineTuning, batch_size: int) -> Scheduled:
     """The head's schedule: linear warm-up from 0, then half a cosine."""
     peak = protocol.base_lr * batch_size / protocol.reference_batch
-    return LearningRate(peak, 0.0, protocol.min_lr, protocol.warmup_share, cosine_from=protocol.warmup_share)
+    return Scheduled(peak, protocol.min_lr, "cosine", warmup=protocol.warmup_share)
 
 
 def fine_tune(

@@ -1,38 +1,37 @@
 """The training loop: explicit, on Lightning Fabric, and the same however often it is killed and resumed.
 
-`train` makes the parts of a run from its recipe; `fit` trains parts that are already made; `Loop` is the loop.
-A step is: set the learning rate, accumulate exact gradients over micro-batches and ranks, clip, step; and on the steps
-where they are due write metrics, validate and save, in that order, so that a checkpoint never counts on a line that is
-not written.
+`train` makes the parts of a run from its recipe; `fit` trains parts that are already made, by a `Loop`.
+A step is: set the rates, accumulate exact gradients over micro-batches and ranks, look whether they are finite, clip,
+step; and on the steps where they are due write metrics, validate and save, in that order, so that a checkpoint never
+counts on a line that is not written.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
-from unmask.core.mask import Mask
-from unmask.core.method import Clock, to_device
-from unmask.core.randomness import Key
+from unmask.core.method import Clock
 from unmask.core.training import checkpoint
 from unmask.core.training.build import open_networks
 from unmask.core.training.files import write_text
-from unmask.core.training.gradients import Call, Gradients, LossModule, Sums
-from unmask.core.training.groups import make_optimizer
+from unmask.core.training.gradients import Call, Gradients, LossModule, Sums, draw_call
+from unmask.core.training.groups import make_optimizer, set_rates
 from unmask.core.training.launch import build, make_deterministic, make_fabric, open_data
 from unmask.core.training.monitor import Display, Meter, count_flops, peak_flops
-from unmask.core.training.numbers import FiniteWatch, hidden_share, validation_loss
+from unmask.core.training.numbers import FiniteWatch, validate
 from unmask.core.training.position import Collate, Position, batches, data_digest, loading_errors, validation_sampler
 from unmask.core.training.recipe import Recipe, as_dict, micro_batch, to_yaml
 from unmask.core.training.rundir import RunDirectory
-from unmask.core.training.schedules import LearningRate, run_length
+from unmask.core.training.schedules import learning_rate, run_length, value_at
 from unmask.core.training.signals import Interrupted, StopSignals, stopping_at_once
 from unmask.core.training.startup import GradientCheck, check_groups, shorten
 
@@ -173,10 +172,9 @@ def fit(
     if resume:
         run.check_same(recipe, saved.meta["recipe"] if saved else None, extend=extend)
     fabric.barrier()  # every rank has looked before rank zero writes
-    loop = Loop(fabric, method, train_set, val_set, collate, recipe, run, display, total)
     with StopSignals() as stop:
         try:
-            loop.begin(saved)
+            loop = Loop(fabric, method, train_set, val_set, collate, recipe, run, display, total, saved)
             saved = None  # the loop has copied it; it is as large as model and optimizer together
             with loading_errors(run.resume_command):
                 loop.run(stop)
@@ -186,7 +184,20 @@ def fit(
 
 
 class Loop:
-    """A run's state and steps. `fit` makes it, calls `begin` and then `run`."""
+    """A run's state and steps. `fit` makes it, which takes up a checkpoint or begins at step 0, and calls `run`.
+
+    Args:
+        fabric: Lightning Fabric, launched.
+        method: what is trained.
+        train_set: see `fit`.
+        val_set: see `fit`.
+        collate: see `fit`.
+        recipe: see `fit`.
+        run_dir: where everything is written.
+        display: what a person sees.
+        total: steps of the run.
+        saved: the checkpoint to go on from; None begins.
+    """
 
     def __init__(
         self,
@@ -199,52 +210,37 @@ class Loop:
         run_dir: RunDirectory,
         display: Display,
         total: int,
+        saved: checkpoint.Checkpoint | None = None,
     ) -> None:
         self.fabric, self.recipe, self.run_dir, self.display, self.total = fabric, recipe, run_dir, display, total
         self.train_set, self.val_set, self.collate = train_set, val_set, collate
         self.method: Any = method.to(fabric.device)
-        self.optimizer = make_optimizer(self.method, recipe.optimizer)
+        self.optimizer: Any = make_optimizer(self.method, recipe.optimizer)
         check_groups(self.method, self.optimizer)
-        self.learning_rate = LearningRate.of(recipe)
-        self.step = 0
-        self.meter = Meter()
-        self.masks: list[Mask | None] = []  # of the step under way
-        self.norm: Tensor | None = None  # of the last step's gradients, once it is known
-
-    def begin(self, saved: checkpoint.Checkpoint | None) -> None:
-        """Take up a checkpoint, or begin at step 0, and write the run directory's first files."""
-        if saved is not None:
-            self._restore(saved)
-        t, world = self.recipe.training, self.fabric.world_size
-        micro, rank = micro_batch(self.recipe, world), self.fabric.global_rank
-        samples = len(self.train_set)
-        lengths = getattr(self.train_set, "lengths", None)
-        self.position = Position(
-            self.recipe.seed, samples, t.batch_size, micro, self.total, self.step, rank, world, lengths
-        )
-        self.watch = FiniteWatch(self.fabric, self.position, self.train_set, self.run_dir.checkpoints)
-        if self.fabric.is_global_zero:
-            if saved is not None:
-                checkpoint.set_aside(self.run_dir.checkpoints, self.step)
-            facts = {"device": str(self.fabric.device), "processes": world, "total_steps": self.total}
-            self.run_dir.begin(self.recipe, self.step, facts, unfinished=self.step < self.total)
-        self._measure_flops()
-        if t.compile:
+        self.step = 0 if saved is None else self._restore(saved)
+        self.learning_rate = learning_rate(recipe)
+        self.position = self._position()
+        self.watch = FiniteWatch(fabric, self.position, train_set, run_dir.checkpoints)
+        self.meter = self._meter()
+        if recipe.training.compile:
             self.method.compile()
-        module, self.stepper = self.fabric.setup(LossModule(self.method), self.optimizer)
-        self.gradients = Gradients(self.fabric, module, self.position.micro_batches)
-        self.gradient_check = GradientCheck(self.method, 1 if world > 1 else 2)  # DDP itself fails at the second step
+        module, self.stepper = fabric.setup(LossModule(self.method), self.optimizer)
+        self.gradients = Gradients(fabric, module, self.position.micro_batches)
+        self.gradient_check = GradientCheck(self.method, 1 if fabric.world_size > 1 else 2)  # DDP fails at the second
         self._seed(saved)
+        if fabric.is_global_zero:
+            self._open_directory(resumed=saved is not None)
 
-    def _restore(self, saved: checkpoint.Checkpoint) -> None:
-        self.step = int(saved.meta["step"])
+    def _restore(self, saved: checkpoint.Checkpoint) -> int:
+        """Take up a checkpoint's weights and moments; gives its step."""
+        step = int(saved.meta["step"])
         if saved.meta["data"] != data_digest(self.train_set):
             raise UnmaskError(
                 f"the training samples are not those {self.run_dir.path} was started with ({saved.meta['data_size']} "
                 f"then, {len(self.train_set)} now, or other ones). Put them back to resume, or start a new run"
             )
-        if self.step > self.total:
-            raise UnmaskError(f"{saved.path} is at step {self.step}, beyond the {self.total} steps asked for")
+        if step > self.total:
+            raise UnmaskError(f"{saved.path} is at step {step}, beyond the {self.total} steps asked for")
         checkpoint.load_model(self.method, saved.part("model"), str(saved.path))
         checkpoint.load_optimizer(self.optimizer, saved.part("optimizer"))
         if saved.meta["processes"] != self.fabric.world_size:
@@ -252,7 +248,24 @@ class Loop:
                 f"saved by {saved.meta['processes']} processes, going on with {self.fabric.world_size}: "
                 "the same training to rounding error, not bit for bit"
             )
-        self.display.say(f"going on from {saved.path} at step {self.step} of {self.total}")
+        self.display.say(f"going on from {saved.path} at step {step} of {self.total}")
+        return step
+
+    def _position(self) -> Position:
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        samples, lengths = len(self.train_set), getattr(self.train_set, "lengths", None)
+        batch, micro = self.recipe.training.batch_size, micro_batch(self.recipe, world)
+        return Position(self.recipe.seed, samples, batch, micro, self.total, self.step, rank, world, lengths)
+
+    def _meter(self) -> Meter:
+        """With the FLOPs of a first micro-batch where the device's peak is known."""
+        peak = peak_flops(self.fabric.device)
+        if peak is None or self.step == self.total:
+            return Meter()
+        items = [self.train_set[item] for item in next(iter(self.position))]
+        call = self._call(self.collate(items), self.position.clock(self.step))
+        flops = count_flops(self.fabric, self.method, call)
+        return Meter(flops / len(items), peak * self.fabric.world_size)
 
     def _seed(self, saved: checkpoint.Checkpoint | None) -> None:
         """Set the ordinary generators, which only dropout uses: from the checkpoint, or from the seed and the rank."""
@@ -261,21 +274,14 @@ class Loop:
         if saved is not None:
             checkpoint.set_generators(saved.part(f"rng/{rank}"), self.fabric.device)
 
-    def _measure_flops(self) -> None:
-        peak = peak_flops(self.fabric.device)
-        if peak is None or self.step == self.total:
-            return
-        items = [self.train_set[item] for item in next(iter(self.position))]
-        flops = count_flops(self.fabric, self.method, self._call(self.collate(items)))
-        self.meter = Meter(flops / len(items), peak * self.fabric.world_size)
+    def _open_directory(self, *, resumed: bool) -> None:
+        if resumed:
+            checkpoint.set_aside(self.run_dir.checkpoints, self.step)
+        world = self.fabric.world_size
+        facts = {"device": str(self.fabric.device), "processes": world, "total_steps": self.total}
+        self.run_dir.begin(self.recipe, self.step, facts, unfinished=self.step < self.total)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
-
-    @property
-    def clock(self) -> Clock:
-        """Where the run is, before the next step."""
-        seen = self.step * self.recipe.training.batch_size
-        return Clock(self.step, self.total, self.position.epoch(self.step), seen)
 
     def run(self, stop: StopSignals) -> None:
         """Train to the end, or until a signal.
@@ -285,7 +291,7 @@ class Loop:
         """
         every = self.recipe.training
         self.display.start(self.step)
-        calls = self._calls()
+        calls = self._training_calls()
         while self.step < self.total:
             sums = self._train_step(calls)
             if self._due(every.log_every) or self.step == 1:
@@ -307,19 +313,12 @@ class Loop:
         return self.step % every == 0 or self.step == self.total
 
     def _train_step(self, calls: Iterator[Call]) -> Sums:
-        clock, clip = self.clock, self.recipe.optimizer.clip_norm
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(clock)
+        clock = self.position.clock(self.step)
+        set_rates(self.optimizer, self.learning_rate(clock), value_at(self.recipe.optimizer.weight_decay, clock))
         self.optimizer.zero_grad(set_to_none=True)
-        self.masks, self.norm = [], None
         sums = self.gradients.step(calls)
         self.gradient_check.after_backward()
-        self.watch.note(self.step, sums)
-        if self.step == 0 or self.fabric.device.type == "cpu":  # elsewhere looking would wait: when logging and saving
-            self.watch.check_losses()
-        if clip is not None:
-            self.norm = nn.utils.clip_grad_norm_(self.gradients.trainable, clip)
-        self.stepper.step()
+        self._update_weights(sums)
         if hasattr(self.method, "after_step"):
             self.method.after_step(clock)
         self.step += 1
@@ -327,19 +326,30 @@ class Loop:
         self.display.step(self.step)
         return sums
 
-    def _calls(self) -> Iterator[Call]:
-        """Every micro-batch from here to the end of the run, on the device, with its plan."""
-        pin, workers = self.fabric.device.type == "cuda", self.recipe.training.workers
-        for batch in batches(self.train_set, self.position, self.collate, workers, pin):
-            call = self._call(batch)
-            self.masks.append(getattr(call.plan, "mask", None))
-            yield call
+    def _update_weights(self, sums: Sums) -> None:
+        """The optimizer's step; a gradient that is not finite leaves the weights as they are, and ends the run.
 
-    def _call(self, batch: Any, visit: int | None = None) -> Call:
-        clock, batch = self.clock, to_device(batch, self.fabric.device)
-        key = Key.of(self.recipe.seed, batch.ids, clock.epoch if visit is None else visit).stream("plan")
-        with torch.no_grad():
-            return Call(batch, self.method.draw(batch, clock, key))
+        On a GPU looking would wait for it, so the watch is asked after the first step and when something is written;
+        until then the optimizer itself, on the device, makes no step on such a gradient.
+        """
+        self.watch.note(self.step, sums)
+        if self.step == 0 or self.fabric.device.type != "cuda":
+            self.watch.check()
+        if self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = (~torch.isfinite(sums.norm)).float()  # what it otherwise has from a GradScaler
+        if self.recipe.optimizer.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.gradients.trainable, self.recipe.optimizer.clip_norm, sums.norm)
+        self.stepper.step()
+
+    def _training_calls(self) -> Iterator[Call]:
+        """Every micro-batch from here to the end of the run, on the device, with its plan."""
+        pin, position = self.fabric.device.type == "cuda", self.position
+        loaded = batches(self.train_set, position, self.collate, self.recipe.training.workers, pin)
+        for n, batch in enumerate(loaded):
+            yield self._call(batch, position.clock(position.start + n // position.micro_batches))
+
+    def _call(self, batch: Any, clock: Clock, visit: int | None = None) -> Call:
+        return draw_call(self.fabric, self.method, self.recipe.seed, batch, clock, visit)
 
     def _agreed(self, stop: StopSignals) -> int | None:
         """The signal to stop for. Ranks agree; on GPUs only now and then, because asking waits for the device."""
@@ -352,25 +362,15 @@ class Loop:
 
     # ---- what is written -------------------------------------------------------------------------------------------
 
-    def _gradient_norm(self) -> Tensor:
-        """The global norm of the last step's gradients, before clipping."""
-        if self.norm is None:
-            self.norm = nn.utils.get_total_norm([p.grad for p in self.gradients.trainable if p.grad is not None])
-        return self.norm
-
-    def _check_finite(self) -> None:
-        self.watch.check_losses()
-        self.watch.check_gradient(self.step - 1, self._gradient_norm())
-
     def _where(self) -> dict[str, Any]:
         epoch = round(self.step / self.position.steps_per_epoch, 6)
         return {"step": self.step, "epoch": epoch, "samples": self.step * self.recipe.training.batch_size}
 
     def _log(self, sums: Sums) -> None:
-        self._check_finite()
+        self.watch.check()
+        clock = self.position.clock(self.step - 1)  # of the step that was taken
         line = self._where() | sums.finish(self.fabric)
-        line |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(self._gradient_norm())}
-        line |= {"hidden_share": hidden_share(self.fabric, self.masks), "time": self.meter.read()}
+        line |= {"lr": self.learning_rate(clock), "grad_norm": float(sums.norm), "time": self.meter.read()}
         self._write(line)
         self.display.report(self.step, line)
 
@@ -378,19 +378,21 @@ class Loop:
         """The loss on the validation split, at masks that are the same every time."""
         if self.val_set is None or len(self.val_set) == 0:
             return
-        numbers = validation_loss(self.fabric, self.method, self._validation_calls())
+        numbers = validate(self.fabric, self.method, self._validation_calls(self.val_set))
         self._write(self._where() | numbers | {"time": {"seconds": self.meter.seconds}})
         self.display.say(f"step {self.step}: validation loss {numbers['val_loss']:.4f}")
         self.meter.skip()
 
-    def _validation_calls(self) -> Iterator[Call]:
+    def _validation_calls(self, val_set: Any) -> Iterator[Call]:
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        lengths = getattr(self.val_set, "lengths", None)
-        sampler = validation_sampler(len(self.val_set or ()), micro_batch(self.recipe, world), rank, world, lengths)
-        for batch in batches(self.val_set, sampler, self.collate, self.recipe.training.workers, pin=False):
-            yield self._call(batch, visit=0)
+        micro, lengths = micro_batch(self.recipe, world), getattr(val_set, "lengths", None)
+        sampler = validation_sampler(len(val_set), micro, rank, world, lengths)
+        for batch in batches(val_set, sampler, self.collate, self.recipe.training.workers, pin=False):
+            yield self._call(batch, self.position.clock(self.total), visit=0)
 
     def _write(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl and the loggers; JSON has no NaN or infinity, so these become null."""
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         if self.fabric.is_global_zero:
             self.run_dir.append(line)
         if self.run_dir.path != self.run_dir.whole:  # its steps would mix with those of the run, which begin at 1 again
@@ -399,7 +401,7 @@ class Loop:
         self.fabric.log_dict({k: v for k, v in flat.items() if isinstance(v, int | float)}, step=self.step)
 
     def _save(self) -> None:
-        self._check_finite()
+        self.watch.check()
         generators = checkpoint.generators(self.fabric)
         if self.fabric.is_global_zero:
             self.run_dir.sync_metrics()

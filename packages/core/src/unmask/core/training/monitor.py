@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.core.training.gradients import Call
 
-# Peak dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first match counts.
+# Peak dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first match counts. Fabric's
+# `get_available_flops` knows neither an H200 by the name it gives itself nor a B200, and takes an L40S for an L4.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -60,19 +61,29 @@ class Meter:
     """
 
     def __init__(self, flops_per_sample: float | None = None, peak: float | None = None) -> None:
-        self.flops_per_sample = flops_per_sample
-        self.peak = peak
+        from lightning_fabric.utilities.throughput import Throughput
+
+        self.flops_per_sample = flops_per_sample or 0.0
+        self.throughput = Throughput(peak, window_size=2)  # two readings; all devices count as one
         self.began = time.perf_counter()
-        self.last = self.began
-        self.samples = 0
+        self.steps = self.samples = self.seen = 0
+        self._update()
 
     def add(self, samples: int) -> None:
-        """Count samples that were trained on."""
+        """Count a step and the samples that it trained on."""
+        self.steps += 1
         self.samples += samples
 
     def skip(self) -> None:
         """Leave the time since the last reading out: it went into a validation or a save."""
-        self.last, self.samples = time.perf_counter(), 0
+        self.throughput.reset()
+        self._update()
+
+    def _update(self) -> None:
+        flops = int((self.samples - self.seen) * self.flops_per_sample)
+        elapsed = time.perf_counter() - self.began
+        self.throughput.update(time=elapsed, batches=self.steps, samples=self.samples, flops=flops)
+        self.seen = self.samples
 
     @property
     def seconds(self) -> float:
@@ -80,13 +91,12 @@ class Meter:
         return round(time.perf_counter() - self.began, 3)
 
     def read(self) -> dict[str, float]:
-        """Seconds since the start, samples per second and MFU; begins a new interval."""
-        now = time.perf_counter()
-        rate = self.samples / max(now - self.last, 1e-9)
-        numbers = {"seconds": self.seconds, "samples_per_second": round(rate, 2)}
-        if self.flops_per_sample and self.peak:
-            numbers["mfu"] = round(rate * self.flops_per_sample / self.peak, 4)
-        self.last, self.samples = now, 0
+        """Seconds since the start, samples per second and MFU; begins a new interval. Call after a step."""
+        self._update()
+        found = self.throughput.compute()
+        numbers = {"seconds": self.seconds, "samples_per_second": round(found["device/samples_per_sec"], 2)}
+        if self.flops_per_sample and "device/mfu" in found:
+            numbers["mfu"] = round(found["device/mfu"], 4)
         return numbers
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unmask.core.errors import UnmaskError
-from unmask.core.method import map_tensors
+from unmask.core.method import Clock, map_tensors
 from unmask.core.randomness import epoch_order
 
 Collate = Callable[[Sequence[Any]], Any]
@@ -66,6 +66,11 @@ class Position:
     def epoch(self, step: int) -> int:
         """The epoch that a step belongs to."""
         return step // self.steps_per_epoch
+
+    def clock(self, step: int) -> Clock:
+        """The clock before a step; at `total`, that of the end of the run."""
+        epochs = -(-self.total // self.steps_per_epoch)
+        return Clock(step, self.total, self.epoch(step) if step < self.total else epochs, epochs)
 
     def __len__(self) -> int:
         return (self.total - self.start) * self.micro_batches

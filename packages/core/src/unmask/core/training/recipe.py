@@ -19,10 +19,10 @@ from pydantic import Field
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.training.schedules import NotNegative, NumberOrSchedule
 from unmask.core.training.validation import section, unknown_key, validated
 
 Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 
@@ -50,7 +50,8 @@ class Optimizer:
         reference_batch: the batch size that `base_lr` is stated for.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
-        weight_decay: on matrices; never on vectors, biases and what the method's `no_weight_decay()` names.
+        weight_decay: on matrices; never on vectors, biases and what the method's `no_weight_decay()` names. A number,
+            or a schedule such as ``{start: 0.04, end: 0.4, shape: cosine}``; see `unmask.core.training.schedules`.
         clip_norm: largest norm of all gradients together; null for no clipping.
     """
 
@@ -58,7 +59,7 @@ class Optimizer:
     reference_batch: Count = 256
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.05
+    weight_decay: NumberOrSchedule = 0.05
     clip_norm: Positive | None = None
 
 
@@ -73,9 +74,10 @@ class Schedule:
         warmup: the rise is a line or half a cosine, as in one-cycle schedules.
         start_lr: learning rate at step 0 when there is a warm-up.
         min_lr: learning rate at the end of the cosine or line.
-        decay: half a cosine or a line to `min_lr`, or steps: times 0.1 at each epoch of `step_at`.
+        decay: half a cosine or a line to `min_lr`, or steps: times 0.1 at each epoch of `step_at`, or constant.
         cosine_from: whether the cosine or line begins after the warm-up or at epoch 0 (the warm-up then cuts into it).
         step_at: epochs of the drops, for ``decay: step``.
+        horizon: where the cosine or line reaches `min_lr`, as a multiple of the run: beyond 1 it stops on the way.
     """
 
     epochs: Count = 100
@@ -84,9 +86,10 @@ class Schedule:
     warmup: Literal["linear", "cosine"] = "linear"
     start_lr: NotNegative = 0.0
     min_lr: NotNegative = 0.0
-    decay: Literal["cosine", "linear", "step"] = "cosine"
+    decay: Literal["cosine", "linear", "step", "constant"] = "cosine"
     cosine_from: Literal["warmup", "start"] = "warmup"
     step_at: tuple[NotNegative, ...] = ()
+    horizon: Positive = 1.0
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class RunDirectory:
         """
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
             raise UnmaskError(
                 f"cannot write {self.metrics}: {error.strerror}. The last checkpoint is intact; make room and go on "

@@ -1,70 +1,117 @@
-"""The learning rate as a function of the clock."""
+"""Numbers that move as a run goes on (learning rate, weight decay, a teacher's momentum), as functions of the clock."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
 
 from unmask.core.errors import UnmaskError
-from unmask.core.method import Clock
-from unmask.core.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from unmask.core.method import Clock
+    from unmask.core.training.recipe import Recipe
+
+Shape = Literal["linear", "cosine"]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
-class LearningRate:
-    """A warm-up, then half a cosine, a line or steps. A function of `clock.progress` and nothing else.
+class Scheduled:
+    """A number that moves from `start` to `end`, after a warm-up if there is one. Call it with a clock.
 
-    Positions are shares of the run in [0, 1], so the schedule keeps its shape when a run is made longer or shorter.
+    Positions are shares of the run, so a schedule keeps its shape when a run is made longer or shorter.
 
     Args:
-        peak: learning rate at the end of the warm-up.
-        start: learning rate at step 0, when there is a warm-up.
-        end: learning rate that the cosine or line falls to.
-        warmup: share of the run that warms up.
-        smooth: warm up along half a cosine instead of a line.
-        cosine_from: share of the run at which the cosine or line is at its top; None for neither.
-        linear: a line instead of the cosine.
-        drops: shares of the run at which the rate is multiplied by 0.1.
+        start: the value at the beginning, or at the end of the warm-up.
+        end: the value at the horizon, which it keeps from there on; null stays at `start`.
+        shape: a line, or half a cosine.
+        warmup: share of the run, in [0, 1], that rises from `warmup_start` to `start`.
+        warmup_start: the value at step 0 when there is a warm-up.
+        warmup_shape: of the rise.
+        moves_from: whether the way to `end` begins after the warm-up or at step 0 (the warm-up then cuts into it).
+        horizon: where `end` is, as a multiple of the run: beyond 1 the run stops on the way, as V-JEPA's does at 1.25.
+        epochs: lay the schedule over this many epochs instead of the run, and move it once an epoch, as HPM does.
     """
 
-    peak: float
-    start: float = 0.0
-    end: float = 0.0
-    warmup: float = 0.0
-    smooth: bool = False
-    cosine_from: float | None = 0.0
-    linear: bool = False
-    drops: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> LearningRate:
-        """The schedule of a recipe, with the linear scaling rule applied."""
-        o, s = recipe.optimizer, recipe.schedule
-        scale = recipe.training.batch_size / o.reference_batch
-        warmup = s.warmup_epochs / s.epochs
-        cosine_from = warmup if s.cosine_from == "warmup" else 0.0
-        return cls(
-            peak=o.base_lr * scale,
-            start=s.start_lr * scale,
-            end=s.min_lr * scale,
-            warmup=warmup,
-            smooth=s.warmup == "cosine",
-            cosine_from=None if s.decay == "step" else cosine_from,
-            linear=s.decay == "linear",
-            drops=tuple(at / s.epochs for at in s.step_at),
-        )
+    start: NotNegative
+    end: NotNegative | None = None
+    shape: Shape = "linear"
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_start: NotNegative = 0.0
+    warmup_shape: Shape = "linear"
+    moves_from: Literal["warmup", "start"] = "warmup"
+    horizon: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[int, Field(ge=1)] | None = None
 
     def __call__(self, clock: Clock) -> float:
-        """The learning rate of the step that `clock` is at."""
-        if clock.progress < self.warmup:
-            done = clock.progress / self.warmup
-            height = 0.5 * (1.0 - math.cos(math.pi * done)) if self.smooth else done
-            return self.start + (self.peak - self.start) * height
-        if self.cosine_from is None:
-            return self.peak * 0.1 ** sum(clock.progress >= drop for drop in self.drops)
-        done = min((clock.progress - self.cosine_from) / max(1.0 - self.cosine_from, 1e-12), 1.0)
-        height = 1.0 - done if self.linear else 0.5 * (1.0 + math.cos(math.pi * done))
-        return self.end + (self.peak - self.end) * height
+        """The value at the step that `clock` is at."""
+        at = clock.progress if self.epochs is None else clock.epoch / self.epochs
+        if at < self.warmup:
+            return self.warmup_start + (self.start - self.warmup_start) * _rise(self.warmup_shape, at / self.warmup)
+        if self.end is None:
+            return self.start
+        begin = self.warmup if self.moves_from == "warmup" else 0.0
+        done = min((at - begin) / max(self.horizon - begin, 1e-12), 1.0)
+        return self.end + (self.start - self.end) * _fall(self.shape, done)
+
+
+def _rise(shape: Shape, done: float) -> float:
+    return done if shape == "linear" else 0.5 * (1.0 - math.cos(math.pi * done))
+
+
+def _fall(shape: Shape, done: float) -> float:
+    return 1.0 - done if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _kind(value: Any) -> str:
+    return "schedule" if isinstance(value, Mapping | Scheduled) else "number"
+
+
+# A setting that is a number or a schedule: ``0.05`` in a recipe, or ``{start: 0.04, end: 0.4, shape: cosine}``.
+NumberOrSchedule = Annotated[
+    Annotated[NotNegative, Tag("number")] | Annotated[Scheduled, Tag("schedule")], Discriminator(_kind)
+]
+
+
+def value_at(value: float | Callable[[Clock], float], clock: Clock) -> float:
+    """A number, or what a schedule says at `clock`."""
+    return value(clock) if callable(value) else value
+
+
+@dataclass(frozen=True)
+class Drops:
+    """A schedule times 0.1 at each of `at`, shares of the run, once its warm-up is over."""
+
+    schedule: Scheduled
+    at: tuple[float, ...]
+
+    def __call__(self, clock: Clock) -> float:
+        """The value at the step that `clock` is at."""
+        value = self.schedule(clock)
+        if clock.progress < self.schedule.warmup:
+            return value
+        return value * 0.1 ** sum(clock.progress >= drop for drop in self.at)
+
+
+def learning_rate(recipe: Recipe) -> Callable[[Clock], float]:
+    """The learning rate of a recipe, with the linear scaling rule applied."""
+    o, s = recipe.optimizer, recipe.schedule
+    scale = recipe.training.batch_size / o.reference_batch
+    schedule = Scheduled(
+        start=o.base_lr * scale,
+        end=None if s.decay in ("constant", "step") else s.min_lr * scale,
+        shape="linear" if s.decay == "linear" else "cosine",
+        warmup=s.warmup_epochs / s.epochs,
+        warmup_start=s.start_lr * scale,
+        warmup_shape=s.warmup,
+        moves_from=s.cosine_from,
+        horizon=s.horizon,
+    )
+    return Drops(schedule, tuple(at / s.epochs for at in s.step_at)) if s.decay == "step" else schedule
 
 
 def total_steps(recipe: Recipe, samples: int) -> int:

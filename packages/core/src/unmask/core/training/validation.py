@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -27,14 +27,16 @@ def validated(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        problems += [_pydantic_problem(name, e) for e in error.errors() if e["type"] != "unexpected_keyword_argument"]
+        problems += [
+            _pydantic_problem(name, e, value) for e in error.errors() if e["type"] != "unexpected_keyword_argument"
+        ]
     except ValueError as error:
         problems.append(f"{name}: {error}")
     return None
 
 
-def _pydantic_problem(name: str, error: Any) -> str:
-    where = ".".join([name, *(str(part) for part in error["loc"])])
+def _pydantic_problem(name: str, error: Any, value: Any) -> str:
+    where = ".".join([name, *_keys(error, value)])
     if error["type"] in ("missing", "missing_argument"):
         return f"{where}: missing"
     if error["type"] == "union_tag_not_found":
@@ -45,6 +47,18 @@ def _pydantic_problem(name: str, error: Any) -> str:
         return f"{where}: {error['ctx']['error']}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{where}: {message} (got {error['input']!r})"
+
+
+def _keys(error: Any, value: Any) -> Iterator[str]:
+    """The parts of an error's location that are keys: where types are alternatives, pydantic puts in their names."""
+    *_, last = error["loc"] or (None,)
+    for part in error["loc"]:
+        inside = isinstance(value, Mapping) and part in value
+        if inside or isinstance(part, int) and isinstance(value, list | tuple) and part < len(value):
+            value = value[part]
+            yield str(part)
+        elif part is last and error["type"] in ("missing", "missing_argument"):
+            yield str(part)
 
 
 def unknown_keys(name: str, kind: type, value: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ from unmask.core.errors import UnmaskError
 from unmask.core.losses import mean_term
 from unmask.core.mask import Packed
 from unmask.core.masking import Masking, SpanMasking
-from unmask.core.method import Clock, Features, Output, Plan, Term
+from unmask.core.method import Clock, Features, Metric, Output, Plan, Term
 from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.clips import Settings as DataSettings
@@ -225,7 +225,7 @@ class HuBERT(nn.Module):
         features, x = self._contextualise(batch, plan)
         counts = self.counts(batch, plan)
         terms: dict[str, Term] = {}
-        metrics: dict[str, Tensor] = {}
+        metrics: dict[str, Metric] = {}
         for name, (place, weight) in self._places(plan).items():
             logits, labels = self.logits(place.take(x)), place.take(batch.labels)
             terms[name] = Term(self._cross_entropy(logits, labels), counts[name], weight)
@@ -260,12 +260,13 @@ class HuBERT(nn.Module):
         return torch.stack([part.argmax(1) for part in logits.split(self.classes, dim=1)], dim=1)
 
     @torch.no_grad()
-    def _accuracies(self, place: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _accuracies(self, place: str, logits: Tensor, labels: Tensor) -> dict[str, Metric]:
         """The share of labels found, over all targets and for each where there are several."""
-        right = (self._best(logits) == labels).float()
-        shares = {f"{place}_accuracy": right.mean()}
+        right = self._best(logits) == labels
+        shares = {f"{place}_accuracy": Metric(right.sum(), right.numel())}
         if len(self.names) > 1:
-            shares |= {f"{place}_accuracy/{k + 1} {name}": right[:, k].mean() for k, name in enumerate(self.names)}
+            for k, name in enumerate(self.names):
+                shares[f"{place}_accuracy/{k + 1} {name}"] = Metric(right[:, k].sum(), len(right))
         return shares
 
     def encode(self, batch: AudioBatch) -> Features:
