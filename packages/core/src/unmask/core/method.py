@@ -12,6 +12,22 @@ A trained method is an ``nn.Module`` with
 Optional: ``after_step(clock)`` (teachers), ``no_weight_decay() -> set`` of parameter names, and, for methods with
 several loss terms, ``counts(batch, plan) -> dict``: each term's count by name, in the terms' order, from batch and plan
 alone. It saves the forward passes that find them when gradients are accumulated.
+
+The network that transfers is the attribute ``encoder``, or what ``encoder_of() -> nn.Module`` gives where it is another
+or several (an ``nn.ModuleDict``). `encode` runs it and nothing else that has weights.
+
+What `check_method` needs to know, where it is not what it takes for granted:
+
+* ``target(batch, plan)``: what is asked at hidden tokens, which `forward` takes from there. A loss is then checked with
+  its target held fixed; offer it wherever the target is more than a look at the input.
+* ``loss_on``: where the loss is taken, one word, or a dict of words by term: "hidden" (the default), "visible", "all",
+  or "features" for a regulariser that answers for no token and may see hidden input.
+* ``norms_over_all() -> set``: names of BatchNorms, GroupNorms and InstanceNorms whose statistics include hidden input,
+  as published. Leaks are then looked for with these norms cut out: nothing hidden may go any other way.
+* ``students() -> dict``: from the path of an EMA teacher to the module it follows, where the method has no module, or
+  several, with the teacher's parameters (see `unmask.core.checks.teachers`).
+* ``generate(count, seed)``: samples, a row for each, the same for the same seed.
+
 There is no base class: whatever has these functions works in our loop, and a method works in anybody's loop.
 """
 
