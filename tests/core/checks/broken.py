@@ -75,6 +75,17 @@ class ScoredPlanLeaks(ScoresTheMask):
         return super().predict(batch, plan) + plan.mask.hidden_indices.take(plan.scores)[..., None]
 
 
+class DrawRemembers(Sound):
+    """Draw leaves the mean of all tokens in the method, and nothing of it in the plan."""
+
+    def draw(self, batch: Any, clock: Clock, key: Key) -> Any:
+        self.mean = batch.x.mean(1, keepdim=True)
+        return super().draw(batch, clock, key)
+
+    def predict(self, batch: Any, plan: Any) -> Tensor:
+        return super().predict(batch, plan) + self.mean
+
+
 class PlanLeaksIntoForward(TeacherFeaturesAsInput):
     """The same, but predict is clean: only forward uses it."""
 
@@ -192,6 +203,11 @@ class DropoutOfTokens(nn.Dropout):
         return x * super().forward(torch.ones(*x.shape[:2], 1))
 
 
+class DropoutOfTheMask(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.dropout(torch.ones(x.shape[:2]), 0.5, self.training)[..., None]
+
+
 class Prunes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x[:, :5], x[:, :3]], dim=1) if self.training else x
@@ -225,6 +241,18 @@ class VisibleToo(Sound):
         extra = l2(self.decoder(visible.take(self.latent(batch, plan))), visible.take(batch.x).detach()).sum()
         term = output.terms["loss"]
         return Output({"loss": replace(term, total=term.total + extra)})
+
+
+class VisibleThroughTarget(Sound):
+    """Half of the tokens are hidden, and forward asks `target` for the others."""
+
+    def draw(self, batch: Any, clock: Clock, key: Key) -> Any:
+        return Plan(Mask.from_scores(key.stream("mask").uniform(TOKENS), TOKENS // 2))
+
+    def forward(self, batch: Any, plan: Any) -> Output:
+        other = Plan(Mask.from_hidden(plan.mask.visible, num_visible=TOKENS // 2))
+        answer = self.decoder(plan.mask.visible_indices.take(self.latent(batch, plan)))
+        return Output({"loss": mean_term(l2(answer, self.target(batch, other)))})
 
 
 class WordsEverywhere(Words):
@@ -304,6 +332,7 @@ CAUGHT_BY: dict[type[nn.Module], str] = {
     PlanHoldsAMean: PLAN,
     TeacherFeaturesAsInput: PLAN,
     ScoredPlanLeaks: PLAN,
+    DrawRemembers: PLAN,
     PlanLeaksIntoForward: PLAN,
     ForwardLeaks: FORWARD,
     ForwardLeaksInTrainMode: FORWARD,
@@ -317,11 +346,13 @@ CAUGHT_BY: dict[type[nn.Module], str] = {
     SplitOverlaps: "masks_are_consistent",
     _masks_with(DropTokens): ENCODE,
     _masks_with(DropoutOfTokens): ENCODE,
+    _masks_with(DropoutOfTheMask): ENCODE,
     _masks_with(nn.Dropout1d): ENCODE,
     _masks_with(Prunes): ENCODE,
     **TEACHERS,
     AllTokens: SCORED,
     VisibleToo: SCORED,
+    VisibleThroughTarget: SCORED,
     WordsEverywhere: SCORED,
     EncodesWithACopy: RUNS,
     EncodesWithTheDecoder: RUNS,

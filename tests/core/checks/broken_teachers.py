@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 
 from tests.core.checks.sound import DIM, EMA, WIDTH, Encoder, Latent
-from unmask.core.method import Clock
+from unmask.core.method import Clock, Output
 
 WHAT, STEP = "teachers_are_what_they_say", "after_step_moves_teachers_as_declared"
 
@@ -100,6 +101,26 @@ class Awake(Latent):
         self.teacher.__class__ = AwakeEMA
 
 
+class NeverSaid(Latent):
+    """The teacher is a plain frozen copy: nobody can tell whether it was meant to follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def after_step(self, clock: Clock) -> None:
+        pass
+
+
+class MovesInForward(Latent):
+    """The teacher follows in forward, once per micro-batch."""
+
+    def forward(self, batch: Any, plan: Any) -> Output:
+        if self.training:
+            self.teacher.update(self.encoder, Clock())
+        return super().forward(batch, plan)
+
+
 class Undeclared(Latent):
     """A frozen network that moves, and no word of it."""
 
@@ -125,5 +146,7 @@ TEACHERS: dict[type[nn.Module], str] = {
     BuffersForgotten: STEP,
     Trained: WHAT,
     Awake: WHAT,
+    NeverSaid: WHAT,
+    MovesInForward: WHAT,
     Undeclared: STEP,
 }

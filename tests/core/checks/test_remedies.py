@@ -155,6 +155,24 @@ def test_a_pretraining_needs_a_mask_and_other_kinds_do_not() -> None:
         check_method(WithoutMask(), vectors(), kind=kind, skip={"compiles"})
 
 
+class WithoutPredict(Sound):
+    """A classification with hidden tokens: it answers for the whole."""
+
+    predict = target = property()  # type: ignore[assignment]
+
+    def forward(self, batch: Batch, plan: Any) -> Output:
+        loss = self.decoder(self.latent(batch, plan)).mean((1, 2)).square()
+        return Output({"loss": Term(loss.sum(), float(len(loss)))})
+
+
+def test_other_kinds_may_hide_tokens_without_predict() -> None:
+    said = WithoutPredict()
+    said.loss_on = "all"
+    check_method(said, vectors(), corrupt, kind="supervised", skip={"compiles"})
+    with pytest.raises(AssertionError, match="- hidden_input_does_not_leak: a method that hides tokens offers"):
+        check_method(said, vectors(), corrupt, skip={"compiles"})
+
+
 def test_hidden_tokens_of_a_plan_with_a_mask_anywhere() -> None:
     from unmask.core.checks import hidden_tokens
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.core.checks.plans import tensors
+from unmask.core.checks.plans import mask_of, same, tensors
 from unmask.core.method import Clock, Output
 from unmask.core.randomness import Key
 
@@ -107,9 +107,10 @@ def loss_places(method: Any, output: Output) -> dict[str, str]:
 
 
 @contextmanager
-def target_held(method: Any, target: Any) -> Iterator[None]:
-    """`target` answers with this, whatever it is asked."""
-    method.target = lambda *args, **options: target
+def target_held(method: Any, plan: Any, target: Any) -> Iterator[None]:
+    """`target` answers with this for plans with this mask, whatever the batch; for others it answers as always."""
+    own, mask = method.target, mask_of(plan)
+    method.target = lambda batch, asked: target if same(mask_of(asked), mask) else own(batch, asked)
     try:
         yield
     finally:

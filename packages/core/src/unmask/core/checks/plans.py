@@ -27,8 +27,9 @@ def mask_of(plan: Any) -> Mask | Split | None:
     """What says which tokens are hidden: ``plan.mask``, else the first `Mask` in the plan, else its first `Split`."""
     found = list(_walk(plan))
     own = getattr(plan, "mask", None)
-    masks = [value for value in (own, *found) if isinstance(value, Mask)]
-    return next(iter((*masks, *(value for value in found if isinstance(value, Split)))), None)
+    fit: list[Mask | Split] = [value for value in (own, *found) if isinstance(value, Mask)]
+    fit += [value for value in found if isinstance(value, Split)]
+    return fit[0] if fit else None
 
 
 def hidden_tokens(plan: Any, tokens: int) -> Bool[Tensor, "batch tokens"]:

@@ -7,7 +7,7 @@ name: of every sample they give what they give in eval mode times a factor, or o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ class _NoDropout(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _VALUES and args[0].shape[-1:] != (1,):
+        if func in _VALUES and args[0].shape[-1:] != (1,) and (args[0].dim() > 2 or args[0].shape[-1] != self.tokens):
             return args[0]
         if func in _CHANNELS and args[0].shape[1] != self.tokens:
             return args[0]
@@ -41,54 +41,41 @@ class _NoDropout(TorchFunctionMode):
 
 
 @contextmanager
-def quiet(method: nn.Module, run: Callable[[], Any], tokens: int | None = None) -> Iterator[None]:
+def quiet(method: nn.Module, tokens: int | None = None) -> Iterator[None]:
     """Train mode for everything but dropout, stochastic depth and batch statistics.
 
     Args:
         method: left in eval mode.
-        run: what will be compared; tried a few times to find the gates.
         tokens: how many tokens a sample has, where that is known: what drops as many "channels" is not silenced.
     """
     method.train()
-    silent = _gates(method, run)
     for module in method.modules():
-        if isinstance(module, _EVAL) or module in silent:
+        if isinstance(module, _EVAL):
             module.eval()
+    leaves = [m for m in method.modules() if not [*m.children(), *m.parameters()] and m.training]
+    handles = [module.register_forward_hook(_open_gate, with_kwargs=True) for module in leaves]
     with _NoDropout(tokens):
         yield
+    for handle in handles:
+        handle.remove()
     method.eval()
 
 
 @torch.no_grad()
-def _gates(method: nn.Module, run: Callable[[], Any], tries: int = 4) -> set[nn.Module]:
-    """The modules that act as gates in every call of a few runs."""
-    verdict: dict[nn.Module, bool] = {}
-
-    def judge(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        module.eval()
-        still = module.forward(*args, **kwargs)
-        module.train()
-        if isinstance(output, Tensor) and not (output.shape == still.shape and torch.equal(output, still)):
-            inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.shape == still.shape]
-            verdict[module] = verdict.get(module, True) and _gated(output, still, inputs)
-
-    state = {name: buffer.clone() for name, buffer in method.named_buffers()}
-    leaves = [m for m in method.modules() if not [*m.children(), *m.parameters()] and m.training]
-    handles = [m.register_forward_hook(judge, with_kwargs=True) for m in leaves]
-    for _ in range(tries):
-        run()
-    for handle in handles:
-        handle.remove()
-    for name, buffer in method.named_buffers():  # batch statistics have moved
-        buffer.copy_(state[name])
-    return {module for module, gate in verdict.items() if gate}
+def _open_gate(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    """What a gate gives in eval mode, in the place of what it gave; None, which changes nothing, for other modules."""
+    module.eval()
+    still = module.forward(*args, **kwargs)
+    module.train()
+    if not isinstance(output, Tensor) or output.shape != still.shape or torch.equal(output, still):
+        return None
+    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.shape == still.shape]
+    return still if _gated(output, still, inputs) else None
 
 
 def _gated(output: Tensor, still: Tensor, inputs: list[Tensor]) -> bool:
     """Whether every row of `output` is that of `still` times a factor, or that of an input."""
-    return output.shape == still.shape and all(
-        _multiple(row, still[i]) or any(torch.equal(row, x[i]) for x in inputs) for i, row in enumerate(output)
-    )
+    return all(_multiple(row, still[i]) or any(torch.equal(row, x[i]) for x in inputs) for i, row in enumerate(output))
 
 
 def _multiple(row: Tensor, of: Tensor) -> bool:

@@ -60,8 +60,11 @@ def _check_labels(case: Case, plan: Any, mask: Mask, names: list[str]) -> None:
 
 
 def _rolled(tensor: Tensor, mask: Mask) -> Tensor:
-    where = mask.visible.reshape(*mask.visible.shape, *[1] * (tensor.dim() - 2))
-    return torch.where(where, tensor.roll(1, 0), tensor)
+    """The next sample's entries at visible tokens; a negative label says that there is none, and stays."""
+    where, other = mask.visible.reshape(*mask.visible.shape, *[1] * (tensor.dim() - 2)), tensor.roll(1, 0)
+    if not tensor.is_floating_point():
+        where = where & (tensor >= 0) & (other >= 0)
+    return torch.where(where, other, tensor)
 
 
 def _check_target(case: Case, plan: Any, mask: Mask, names: list[str]) -> None:
@@ -73,9 +76,9 @@ def _check_target(case: Case, plan: Any, mask: Mask, names: list[str]) -> None:
     whole = [t for t in tensors(target).values() if t.shape[:2] == mask.hidden.shape]
     if whole:
         moved = map_tensors(target, lambda t: _rolled(t, mask) if any(t is one for one in whole) else t)
-        with target_held(case.method, target):
+        with target_held(case.method, plan, target):
             expected = case.totals(case.batch, plan)
-        with target_held(case.method, moved):
+        with target_held(case.method, plan, moved):
             _assert_equal(expected, case.totals(case.batch, plan), names, "targets")
 
 
@@ -88,7 +91,7 @@ def _check_blind(case: Case, plan: Any, names: list[str]) -> None:
     other = case.overwrite(inverse(plan), 3.0)
     if hasattr(case.method, "predict") and not same(case.answer(case.batch, plan), case.answer(other, plan)):
         return  # input reaches the answer past all weights: nothing can be said
-    with nullcontext() if target is None else target_held(case.method, target):
+    with nullcontext() if target is None else target_held(case.method, plan, target):
         _assert_same_loss(case, case.batch, other, plan, names, "input")
 
 

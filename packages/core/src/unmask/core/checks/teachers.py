@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.core.checks.case import Case, changed, snapshot
+from unmask.core.checks.case import Case, changed, jolt, snapshot
 from unmask.core.method import Clock
 
 KINDS = ("frozen", "shared", "ema")
@@ -24,6 +24,11 @@ def teachers_are_what_they_say(case: Case) -> None:
     """A teacher is in eval mode whatever the method is in, has no gradient, and shares weights only if it says so."""
     method = case.method.train()
     found = teachers(method)
+    copies = [path for path in _frozen_copies(method) if not any(path.startswith(f"{name}.") for name in found)]
+    assert not copies, (
+        f"{', '.join(copies)} is a frozen copy of the encoder, and does not say whether it stays or follows: a teacher "
+        'has `kind`, "frozen" or "ema" (`unmask.core.targets`)'
+    )
     trainable = {p.untyped_storage().data_ptr() for p in case.original.parameters() if p.requires_grad}
     for path, teacher in found.items():
         weights = case.original.get_submodule(path).module.named_parameters()
@@ -36,6 +41,7 @@ def teachers_are_what_they_say(case: Case) -> None:
         assert not shared, f"{path} says it is {teacher.kind}, and shares {', '.join(shared)} with what is trained"
         awake = [name or "itself" for name, module in teacher.module.named_modules() if module.training]
         assert not awake, f"{path}: {', '.join(awake)} is in train mode when the method is"
+    jolt(method)  # a teacher that equals its student would not be seen to follow
     before = {name: p.detach().clone() for name, p in method.named_parameters() if not p.requires_grad}
     method(case.batch, case.draw()).loss.backward()
     parameters = dict(method.named_parameters())
@@ -79,6 +85,14 @@ def teachers(method: nn.Module) -> dict[str, Any]:
         for path, m in found
         if getattr(m, "kind", None) in KINDS and isinstance(getattr(m, "module", 0), nn.Module)
     }
+
+
+def _frozen_copies(method: Any) -> list[str]:
+    """Paths of modules that have the encoder's parameters, names and shapes, and none that is trained."""
+    encoder = method.encoder_of() if hasattr(method, "encoder_of") else getattr(method, "encoder", None)
+    shapes = _shapes(encoder) if isinstance(encoder, nn.Module) else {}
+    alike = [(path, m) for path, m in method.named_modules() if shapes and m is not encoder and _shapes(m) == shapes]
+    return [path for path, m in alike if not any(p.requires_grad for p in m.parameters())]
 
 
 def decay_of(teacher: Any, clock: Clock) -> float:
