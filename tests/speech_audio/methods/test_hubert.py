@@ -324,11 +324,11 @@ def test_compiles() -> None:
     check_method(model, make_batch(5, lengths=(9000, 7000, 4000, 9000)), skip=only)
 
 
-def test_passes_checks_with_group_norm() -> None:
-    """Exempt: GroupNorm's statistics are those of the whole clip, hidden samples included, and so is the penalty."""
+def test_passes_every_check_with_group_norm() -> None:
+    """GroupNorm's statistics are those of the whole clip, and so is the penalty: both are declared, none exempt."""
     model = make(5, encoder=replace(ENCODER, dropout=0.1, layer_drop=0.05))
-    exempt = {"hidden_input_gets_no_gradient", "hidden_input_does_not_leak", "compiles"}
-    check_method(model, make_batch(5, lengths=(9000, 7000, 4000, 9000)), skip=exempt)
+    assert model.norms_over_all() == {"encoder.waveform.0.norm"} and model.loss_on["feature_penalty"] == "features"
+    check_method(model, make_batch(5, lengths=(9000, 7000, 4000, 9000)), skip={"compiles"})
 
 
 def test_it_learns() -> None:

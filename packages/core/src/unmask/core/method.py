@@ -22,6 +22,21 @@ Optional:
 * ``counts(batch, plan) -> dict``, for methods with several loss terms: each term's count by name, in the terms' order,
   from batch and plan alone. It saves the forward passes that find them when gradients are accumulated.
 
+The network that transfers is the attribute ``encoder``, or what ``encoder_of() -> nn.Module`` gives where it is another
+or several (an ``nn.ModuleDict``). `encode` runs it and nothing else that has weights.
+
+What `check_method` needs to know, where it is not what it takes for granted:
+
+* ``target(batch, plan)``: what is asked at hidden tokens, which `forward` takes from there. A loss is then checked with
+  its target held fixed; offer it wherever the target is more than a look at the input.
+* ``loss_on``: where the loss is taken, one word, or a dict of words by term: "hidden" (the default), "visible", "all",
+  or "features" for a regulariser that answers for no token and may see hidden input.
+* ``norms_over_all() -> set``: names of BatchNorms, GroupNorms and InstanceNorms whose statistics include hidden input,
+  as published. Leaks are then looked for with these norms cut out: nothing hidden may go any other way.
+* ``students() -> dict``: from the path of an EMA teacher to the module it follows, where the method has no module, or
+  several, with the teacher's parameters (see `unmask.core.checks.teachers`).
+* ``generate(count, seed)``: samples, a row for each, the same for the same seed.
+
 There is no base class: whatever has these functions works in our loop, and a method works in anybody's loop.
 """
 
@@ -33,8 +48,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Num
-from torch import Tensor
+from torch import Tensor, nn
 
+from unmask.core.errors import UnmaskError
 from unmask.core.mask import Mask
 from unmask.core.randomness import Key
 
@@ -162,6 +178,21 @@ class Method(Protocol):
     def encode(self, batch: Any) -> Features: ...
     def predict(self, batch: Any, plan: Any) -> Tensor: ...
     def picture(self, batch: Any, plan: Any) -> dict[str, Tensor]: ...
+
+
+def encoder_of(method: Any) -> nn.Module:
+    """The network that transfers: what the method's ``encoder_of()`` gives, else its attribute ``encoder``.
+
+    Raises:
+        UnmaskError: it has neither.
+    """
+    network = method.encoder_of() if hasattr(method, "encoder_of") else getattr(method, "encoder", None)
+    if not isinstance(network, nn.Module):
+        raise UnmaskError(
+            f"which network of {type(method).__name__} transfers? Name it `encoder`, or offer `encoder_of() -> "
+            "nn.Module` (a ModuleDict of several)"
+        )
+    return network
 
 
 def map_tensors(value: T, function: Any) -> T:

@@ -10,8 +10,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from unmask.core import checks
+from unmask.core.checks import hidden_tokens
 from unmask.speech_audio.data.clips import AudioBatch
-from unmask.speech_audio.data.frames import HOP, RECEPTIVE_FIELD
+from unmask.speech_audio.data.frames import HOP, RECEPTIVE_FIELD, num_frames
 
 
 def corrupt(batch: AudioBatch, plan: Any, value: float) -> AudioBatch:
@@ -21,7 +22,10 @@ def corrupt(batch: AudioBatch, plan: Any, value: float) -> AudioBatch:
     overwritten.
     """
     samples = batch.audio.shape[1]
-    only_hidden = _seen(plan.mask.hidden, samples) & ~_seen(plan.mask.visible, samples)
+    frames = num_frames(samples)
+    hidden = hidden_tokens(plan, frames)
+    valid = torch.arange(frames, device=hidden.device) < batch.frames[:, None]
+    only_hidden = _seen(hidden & valid, samples) & ~_seen(~hidden & valid, samples)
     return replace(batch, audio=batch.audio.masked_fill(only_hidden, value))
 
 
@@ -37,9 +41,7 @@ def _seen(frames: Bool[Tensor, "batch frames"], samples: int) -> Bool[Tensor, "b
 def check_method(method: Any, batch: AudioBatch, **options: Any) -> None:
     """`unmask.core.checks.check_method` with this `corrupt`; options are passed on.
 
-    A method whose waveform encoder normalises over time (``extractor: group_norm``) is exempt from
-    ``hidden_input_gets_no_gradient`` and ``hidden_input_does_not_leak``: GroupNorm's statistics are those of the whole
-    clip, in the released models as here. With a penalty on waveform features it is exempt from the former, because the
-    penalty is taken over all frames.
+    A waveform encoder that normalises over time sees hidden samples in its statistics, in the released models as here:
+    the method says so in `norms_over_all`. The penalty on waveform features is a term on features in its `loss_on`.
     """
     checks.check_method(method, batch, corrupt, **options)

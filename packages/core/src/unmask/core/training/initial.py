@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.method import encoder_of
 from unmask.core.targets import EMATeacher
 from unmask.core.training.checkpoint import LoadedRun, load_run, saved_state
 from unmask.core.training.recipe import Recipe, as_dict, flatten, read_yaml
@@ -56,20 +57,6 @@ def _method_of(path: Path) -> str | None:
     """The method of a run directory; None for anything else."""
     recipe = path / "recipe.yaml"
     return registry.card(str(read_yaml(recipe).get("method"))).id if recipe.is_file() else None
-
-
-def encoder_of(method: Any) -> nn.Module:
-    """The network that transfers: what the method's ``encoder_of()`` returns, else its attribute ``encoder``.
-
-    Raises:
-        UnmaskError: it has neither.
-    """
-    found = method.encoder_of() if hasattr(method, "encoder_of") else getattr(method, "encoder", None)
-    if not isinstance(found, nn.Module):
-        raise UnmaskError(
-            f"{type(method).__name__} has no encoder to transfer (an attribute `encoder`, or `encoder_of()`)"
-        )
-    return found
 
 
 def take_encoder(method: nn.Module, recipe: Recipe, run: Path, say: Say = say_on_stderr) -> None:

@@ -323,6 +323,14 @@ class GeoMAE(nn.Module):
         }
         return {name: count for name, count in every.items() if name in self.heads}
 
+    def norms_over_all(self) -> set[str]:
+        """The pillar encoder's BatchNorms: in training their statistics are those of hidden points too, as released."""
+        return {name for name, module in self.named_modules() if isinstance(module, nn.BatchNorm1d)}
+
+    def encoder_of(self) -> nn.ModuleDict:
+        """What transfers: pillar encoder and backbone."""
+        return nn.ModuleDict({"pillar_encoder": self.pillar_encoder, "encoder": self.encoder})
+
     def encode(self, batch: PointBatch) -> PillarFeatures:
         """Features of whole clouds: nothing is masked, whatever the mode.
 

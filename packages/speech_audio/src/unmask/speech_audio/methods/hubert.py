@@ -172,6 +172,21 @@ class HuBERT(nn.Module):
         self.final_proj = nn.Linear(encoder.dim, self.heads * head.dim)
         self.label_embeddings = nn.Parameter(torch.empty(sum(self.classes), head.dim).uniform_())
 
+    @property
+    def loss_on(self) -> dict[str, str]:
+        """Where each term is taken (see `unmask.core.method`)."""
+        places = {
+            "masked": self.masked_weight,
+            "unmasked": self.unmasked_weight,
+            "feature_penalty": self.feature_penalty,
+        }
+        words = {"masked": "hidden", "unmasked": "visible", "feature_penalty": "features"}
+        return {name: words[name] for name, weight in places.items() if weight}
+
+    def norms_over_all(self) -> set[str]:
+        """The GroupNorm of ``extractor: group_norm``, whose statistics are those of the whole clip, as released."""
+        return {name for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)}
+
     def draw(self, batch: AudioBatch, clock: Clock, key: Key) -> HuBERTPlan:
         """Choose the spans (section II-B), and list the frames where losses are taken.
 

@@ -164,11 +164,15 @@ class SimMIM(nn.Module):
         image = unpatchify(self.head(features.tokens), self.encoder.stride, (rows, columns), "channels_first")
         return hidden.take(self._patches(image))
 
+    @torch.no_grad()
+    def target(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
+        """The hidden patches' pixels, in the order of `predict`."""
+        return plan.mask.hidden_indices.take(self._patches(batch.images))
+
     def forward(self, batch: ImageBatch, plan: Plan) -> Output:
         """Mean absolute error over the hidden pixels of the batch (section 3.4)."""
-        hidden = plan.mask.hidden_indices
-        values = regression(self.loss, self.predict(batch, plan), hidden.take(self._patches(batch.images.detach())))
-        return Output({"reconstruction": mean_term(values, hidden.valid)})
+        values = regression(self.loss, self.predict(batch, plan), self.target(batch, plan))
+        return Output({"reconstruction": mean_term(values, plan.mask.hidden_indices.valid)})
 
     def _patches(self, images: Tensor) -> Tensor:
         return patchify(images, self.patch_size, "channels_first")

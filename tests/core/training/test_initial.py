@@ -14,8 +14,9 @@ import toyland
 
 from unmask.core import cli
 from unmask.core.errors import UnmaskError
+from unmask.core.method import encoder_of
 from unmask.core.training.checkpoint import load_run
-from unmask.core.training.initial import encoder_of, take_encoder
+from unmask.core.training.initial import take_encoder
 from unmask.core.training.launch import build
 from unmask.core.training.recipe import load_recipe
 

@@ -1,0 +1,79 @@
+"""What is held of explainers: plain functions on somebody's network, which they leave as they found it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unmask.core.checks.generating import _assert_left_alone
+from unmask.core.checks.running import Check, run_checks
+
+Explain = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An explainer on trial.
+
+    Args:
+        explain: ``explain(network, inputs)`` gives one map per input.
+        network: what is explained.
+        inputs: [batch, channels, *space], at least two and different.
+    """
+
+    explain: Explain
+    network: nn.Module
+    inputs: Tensor
+
+
+def check_explainer(explain: Explain, network: nn.Module, inputs: Tensor) -> None:
+    """Hold an explainer to what `unmask explain` relies on. See `Explanation` for the arguments.
+
+    Raises:
+        AssertionError: lists every check that failed, and how.
+    """
+    run_checks(
+        EXPLAINER, lambda: Explanation(explain, copy.deepcopy(network), inputs), getattr(explain, "__name__", "explain")
+    )
+
+
+def maps_have_the_inputs_shape(case: Explanation) -> None:
+    """One finite number per place of every input: [batch, *space], without gradient."""
+    maps, expected = case.explain(case.network, case.inputs), (len(case.inputs), *case.inputs.shape[2:])
+    assert tuple(maps.shape) == expected, f"maps are {tuple(maps.shape)}, not {expected}"
+    assert maps.isfinite().all() and not maps.requires_grad, "a map is not finite or has a gradient"
+
+
+def maps_are_the_same_twice(case: Explanation) -> None:
+    """The same input gives the same map, whatever torch's generator holds; other inputs give others."""
+    maps = case.explain(case.network, case.inputs)
+    torch.manual_seed(5)
+    assert torch.equal(maps, case.explain(case.network, case.inputs)), "two calls give different maps"
+    assert not torch.equal(maps, case.explain(case.network, case.inputs.flip(0))), "another input has the same map"
+
+
+def maps_depend_on_the_network(case: Explanation) -> None:
+    """With other weights the maps are others (sanity checks, arXiv 1810.03292): it is the network that is explained."""
+    maps = case.explain(case.network, case.inputs)
+    with torch.no_grad():
+        for parameter in case.network.parameters():
+            parameter.add_(parameter.std(correction=0) * torch.randn_like(parameter) + 0.1)
+    other = case.explain(case.network, case.inputs)
+    assert not torch.equal(maps, other), "maps do not change with the network's weights"
+
+
+def explaining_leaves_the_network_alone(case: Explanation) -> None:
+    """Weights, buffers, gradients, hooks and modes are what they were."""
+    _assert_left_alone(case.network, lambda: case.explain(case.network, case.inputs), "explain")
+
+
+EXPLAINER: tuple[Check, ...] = (
+    maps_have_the_inputs_shape,
+    maps_are_the_same_twice,
+    maps_depend_on_the_network,
+    explaining_leaves_the_network_alone,
+)
