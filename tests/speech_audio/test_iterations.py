@@ -69,11 +69,15 @@ def test_killed_in_any_stage_it_goes_on_there(fault: str, data: Path, undisturbe
 def test_the_plan_of_a_run_that_has_no_labels_yet(data: Path) -> None:
     recipe = planned(make_recipe(raw_recipe(data)))
     assert [(t.classes, t.rate) for t in recipe.data.targets] == [(5, 50.0)]
-    text, numbers, lines = dry_run(make_recipe(raw_recipe(data)))
+    text, estimate = dry_run(make_recipe(raw_recipe(data)))
     assert "stages:" in text
-    assert numbers["parameters"] > 0
-    assert numbers["steps"] == 6
-    assert any("masked" in line or "visible" in line for line in lines)
+    assert estimate.parameters > 0
+    assert estimate.steps == 6
+    assert any("masked" in line or "visible" in line for line in estimate.lines())
+    stages = [(stage.name, stage.steps) for stage in estimate.stages]
+    assert stages == [("labels-1", None), ("model-1", 4), ("labels-2", None), ("training", 6)]
+    assert all(stage.seconds and stage.memory_bytes > 2**20 for stage in estimate.stages)
+    assert estimate.seconds == pytest.approx(sum(stage.seconds or 0.0 for stage in estimate.stages))
 
 
 def test_mistakes_in_stages_are_told_before_anything_runs(data: Path) -> None:

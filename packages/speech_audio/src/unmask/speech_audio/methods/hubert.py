@@ -43,6 +43,7 @@ from unmask.speech_audio.data import Settings as DataSettings
 from unmask.speech_audio.encoders import EncoderSettings, SpeechEncoder, frame_mask
 from unmask.speech_audio.frames import num_frames
 from unmask.speech_audio.iterations import Stages as Stages
+from unmask.speech_audio.iterations import outline as outline
 from unmask.speech_audio.iterations import planned as planned
 from unmask.speech_audio.iterations import prepare as prepare
 from unmask.speech_audio.labels import Target
