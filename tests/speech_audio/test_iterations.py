@@ -15,6 +15,7 @@ from iterations import KMEANS, raw_recipe, train_hubert, write_clips
 from lightning_fabric.loggers.logger import Logger
 from processes import in_process
 
+from unmask.core.errors import UnmaskError
 from unmask.core.training.checkpoint import load_run, read
 from unmask.core.training.dryrun import dry_run
 from unmask.core.training.loop import train
@@ -231,3 +232,11 @@ def test_clipped_recordings_are_named_once_in_two_iterations(
     raw["data"]["val_share"] = 0.0
     train(make_recipe(raw), tmp_path / "run")
     assert capsys.readouterr().err.count("samples are used but look wrong: speaker0/loud.wav: clipped") == 1
+
+
+def test_a_stage_that_fails_at_once_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    raw = raw_recipe(data)
+    raw["stages"]["iterations"][0]["targets"][0]["clusters"] = 100_000
+    with pytest.raises(UnmaskError, match="ask for fewer clusters"):
+        train(make_recipe(raw), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

@@ -39,16 +39,20 @@ def make_fabric(
     """Lightning Fabric for a recipe, launched: with several devices this process starts the others.
 
     Processes that torchrun or srun started are taken as they are: `devices` and `nodes` may be left out then. With
-    `check` the numbers have to suit those processes, and the batch size has to suit the numbers.
+    `check` the numbers have to suit those processes, and the batch size has to suit the numbers; without, those
+    processes are left alone.
 
     Raises:
         UnmaskError: a strategy or a number of devices that is not to be had here.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
 
     if strategy not in ("auto", "ddp"):
         raise UnmaskError(f"--strategy {strategy}: unknown; choose auto or ddp (every device holds the whole model)")
     devices, nodes = processes(devices, nodes) if check else (devices or 1, nodes or 1)
+    if "SLURM_NTASKS" in os.environ:
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Fabric refuses tasks that were only counted
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning_fabric", message=".*srun.*")
     try:
@@ -58,6 +62,7 @@ def make_fabric(
             num_nodes=nodes,
             strategy=strategy,
             precision=resolve_precision(recipe.training.precision, accelerator),
+            plugins=None if check else [LightningEnvironment()],
             loggers=[make_logger(name, Path(out), recipe) for name in loggers],
         )
     except (RuntimeError, ValueError) as error:
