@@ -88,7 +88,7 @@ def command_line(errors: Path, elastic: bool, *arguments: str) -> None:
         os.environ.update({"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "2", "RANK": os.environ["LOCAL_RANK"]})
         os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "GROUP_RANK": "0"}
     sys.argv = ["unmask", *arguments]
-    with errors.with_suffix(os.environ["LOCAL_RANK"]).open("w", buffering=1) as sys.stderr:
+    with errors.with_suffix("." + os.environ["LOCAL_RANK"]).open("w", buffering=1) as sys.stderr:
         cli.main()
 
 
@@ -97,7 +97,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_processes_of_torchrun_train_one_run(recipe: Path, tmp_path: Path) -> None:
-    """As `--devices 2` does; started again, or with another number, all of them say what is wrong."""
+    """As `--devices 2` does; started again, both of them say what is wrong."""
     plain, elastic, errors = tmp_path / "plain", tmp_path / "elastic", tmp_path / "errors"
     base = ["train", "--recipe", str(recipe), "--quiet"]
     assert in_ranks(2, command_line, errors, False, *base, "--out", str(plain), "--devices", "2") == [0, 0]
@@ -108,10 +108,19 @@ def test_processes_of_torchrun_train_one_run(recipe: Path, tmp_path: Path) -> No
     assert json.loads((elastic / "environment.json").read_text())["processes"] == 2
 
     assert in_ranks(2, command_line, errors, True, *base, "--out", str(elastic)) == [2, 2]
-    said = [errors.with_suffix(number).read_text() for number in "01"]
+    said = [errors.with_suffix(f".{number}").read_text() for number in (0, 1)]
     assert said[0].startswith(f"error: {elastic} already holds a run") and said[1].startswith("error on rank 1: ")
-    assert in_ranks(2, command_line, errors, True, *base, "--out", "x", "--devices", "3") == [2, 2]
-    assert errors.with_suffix("0").read_text().startswith("error: --devices 3: torchrun has started 2 process(es)")
+
+
+def test_a_contradiction_is_told_at_once(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert unmask(monkeypatch, "train", "--recipe", recipe, "--out", "x", "--devices", "3") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error on rank 5: --devices 3: torchrun has started 4 process(es)")
+    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -176,7 +176,12 @@ def process_bytes() -> int:
 def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in a nested value."""
     sizes: list[int] = []
-    map_tensors(value, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()) or tensor)
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    map_tensors(value, note)
     return sum(sizes)
 
 
