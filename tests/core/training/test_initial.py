@@ -103,7 +103,7 @@ def test_the_network_that_transfers(teacher: str) -> None:
     assert encoder_of(method) is method.encoder
     method.encoder_of = lambda: method.head
     assert encoder_of(method) is method.head
-    with pytest.raises(UnmaskError, match="Linear has no encoder to transfer"):
+    with pytest.raises(UnmaskError, match="which network of Linear transfers"):
         encoder_of(torch.nn.Linear(2, 2))
 
 

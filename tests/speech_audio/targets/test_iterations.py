@@ -15,6 +15,7 @@ from iterations import KMEANS, raw_recipe, train_hubert, write_clips
 from lightning_fabric.loggers.logger import Logger
 from processes import in_process
 
+from unmask.core.errors import UnmaskError
 from unmask.core.training.checkpoint import load_run, read
 from unmask.core.training.dryrun import dry_run
 from unmask.core.training.loop import train
@@ -69,11 +70,15 @@ def test_killed_in_any_stage_it_goes_on_there(fault: str, data: Path, undisturbe
 def test_the_plan_of_a_run_that_has_no_labels_yet(data: Path) -> None:
     recipe = planned(make_recipe(raw_recipe(data)))
     assert [(t.classes, t.rate) for t in recipe.data.targets] == [(5, 50.0)]
-    text, numbers, lines = dry_run(make_recipe(raw_recipe(data)))
+    text, estimate = dry_run(make_recipe(raw_recipe(data)))
     assert "stages:" in text
-    assert numbers["parameters"] > 0
-    assert numbers["steps"] == 6
-    assert any("masked" in line or "visible" in line for line in lines)
+    assert estimate.parameters > 0
+    assert estimate.steps == 6
+    assert any("masked" in line or "visible" in line for line in estimate.lines())
+    stages = [(stage.name, stage.steps) for stage in estimate.stages]
+    assert stages == [("labels-1", None), ("model-1", 4), ("labels-2", None), ("training", 6)]
+    assert all(stage.seconds and stage.memory_bytes > 2**20 for stage in estimate.stages)
+    assert estimate.seconds == pytest.approx(sum(stage.seconds or 0.0 for stage in estimate.stages))
 
 
 def test_mistakes_in_stages_are_told_before_anything_runs(data: Path) -> None:
@@ -227,3 +232,11 @@ def test_clipped_recordings_are_named_once_in_two_iterations(
     raw["data"]["val_share"] = 0.0
     train(make_recipe(raw), tmp_path / "run")
     assert capsys.readouterr().err.count("samples are used but look wrong: speaker0/loud.wav: clipped") == 1
+
+
+def test_a_stage_that_fails_at_once_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    raw = raw_recipe(data)
+    raw["stages"]["iterations"][0]["targets"][0]["clusters"] = 100_000
+    with pytest.raises(UnmaskError, match="ask for fewer clusters"):
+        train(make_recipe(raw), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

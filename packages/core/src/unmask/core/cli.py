@@ -6,8 +6,8 @@ Everything heavy is imported inside the command that needs it, so that ``unmask 
 from __future__ import annotations
 
 import json
-import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ import typer
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.training.signals import Interrupted
+from unmask.core.training.world import processes, rank
 
 if TYPE_CHECKING:
     from unmask.core.data.carriers import Carrier
@@ -68,17 +69,13 @@ def main(domain: str | None = None) -> None:
         app(obj=domain)
     except UnmaskError as error:
         # On every rank: what goes wrong on one of them would otherwise look like a silent kill.
-        where = "" if _rank_zero() else f" on rank {os.environ.get('RANK', os.environ.get('LOCAL_RANK'))}"
+        where = "" if rank() == 0 else f" on rank {rank()}"
         print(f"error{where}: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        if _rank_zero():
+        if rank() == 0:
             print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
-
-
-def _rank_zero() -> bool:
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def _full_name(domain: str | None, method: str) -> str:
@@ -211,8 +208,15 @@ def train(
             "transformers or timm, or an id on the Hugging Face hub; may be repeated.",
         ),
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, metavar="N", help="Processes on this machine, one per GPU.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Machines.")] = 1,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Processes on this machine, one per GPU; 1 when not given, or as many as torchrun or srun started.",
+        ),
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Machines; likewise.")] = None,
     strategy: Annotated[str, typer.Option(metavar="NAME", help="`auto` or `ddp`.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Data loading processes per device.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="NAME", help="`auto`, `32-true` or `bf16-mixed`.")] = None,
@@ -247,9 +251,11 @@ def train(
         "training.compile": compile_,
     }
     given |= _networks(networks or [])
+    devices, nodes = processes(devices, nodes)
     chosen = _recipe(context.obj, method, recipe, resume, settings or [], given, epochs, steps, devices * nodes)
     if dry_run:
-        _dry_run(chosen, devices, nodes, as_json)
+        if rank() == 0:
+            _dry_run(chosen, devices, nodes, as_json)
         return
     if resume is None and out is None:
         raise UnmaskError("name a directory for the run: --out runs/NAME (or --resume RUN to go on with one)")
@@ -267,7 +273,7 @@ def train(
         progress=not quiet,
         loggers=log or (),
     )
-    if _rank_zero():
+    if rank() == 0:
         _trained(run, as_json)
 
 
@@ -324,14 +330,13 @@ def _default_recipe(method: str, data: str | None) -> str:
 def _dry_run(recipe: Any, devices: int, nodes: int, as_json: bool) -> None:
     from unmask.core.training.dryrun import dry_run
 
-    text, numbers, lines = dry_run(recipe, devices=devices, nodes=nodes)
-    if as_json:
-        import yaml
-
-        _print({"recipe": yaml.safe_load(text), "estimate": numbers})
+    if not as_json:
+        dry_run(recipe, devices=devices, nodes=nodes, show=lambda text: print(text, flush=True))
         return
-    print(text)
-    print("\n".join(lines))
+    import yaml
+
+    text, estimate = dry_run(recipe, devices=devices, nodes=nodes)
+    _print({"recipe": yaml.safe_load(text), "estimate": asdict(estimate)})
 
 
 def _trained(run: Path, as_json: bool) -> None:

@@ -1,26 +1,47 @@
-"""What a run will cost, learnt from a step or two of it: ``unmask train --dry-run``."""
+"""What a run will cost, learnt from a few samples of it: ``unmask train --dry-run``."""
 
 from __future__ import annotations
 
-import itertools
 import sys
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unmask.core import registry
-from unmask.core.method import Clock, to_device
-from unmask.core.randomness import Key
-from unmask.core.training.gradients import Call
-from unmask.core.training.groups import make_optimizer
-from unmask.core.training.launch import build, make_fabric, open_data
-from unmask.core.training.monitor import count_flops, duration
+from unmask.core.training.launch import build, check_draw, make_fabric, open_data
+from unmask.core.training.measure import StepCost, Trial, process_bytes
+from unmask.core.training.monitor import duration
 from unmask.core.training.position import Position
 from unmask.core.training.recipe import Recipe, micro_batch, to_yaml
 from unmask.core.training.schedules import run_length
+from unmask.core.training.stages import Bench, Planned
+
+_SECONDS = 4.0  # for trying batches of growing size, over all stages
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage of a run.
+
+    Args:
+        name: as its folder's; ``training`` for the run itself.
+        steps: optimizer steps; None where it trains nothing.
+        seconds: None where they are not known before.
+        memory_bytes: per device, as far as known.
+    """
+
+    name: str
+    steps: int | None
+    seconds: float | None
+    memory_bytes: int
+
+    def line(self) -> str:
+        """The stage for a person."""
+        steps = "" if self.steps is None else f"{self.steps:,} steps"
+        seconds = "not measured" if self.seconds is None else f"about {duration(self.seconds)}"
+        return f"  {self.name:<20} {steps:<16} {seconds}"
 
 
 @dataclass(frozen=True)
@@ -32,13 +53,17 @@ class Estimate:
         trainable: those that learn.
         tokens: per sample; None where the method's plan has no mask.
         visible: of these, on average.
-        train_samples, val_samples: sizes of the splits.
-        steps: optimizer steps of the run.
+        train_samples: size of the training split.
+        val_samples: size of the validation split.
+        steps: optimizer steps of the last stage.
         steps_per_epoch: of these, in one pass over the data.
-        memory_bytes: per device: weights, gradients, optimizer and what one micro-batch keeps for its backward pass.
+        memory_bytes: per device, of the stage that takes most: weights, gradients, optimizer, what one micro-batch
+            takes, and on a CPU the process itself; processes that load data come on top.
         flops_per_sample: forward and backward.
-        seconds_per_step: measured, without loading data in parallel.
+        seconds_per_step: of the last stage.
         seconds_per_epoch: that, times the steps of an epoch.
+        seconds: of all stages whose time is known, validation included.
+        stages: one by one, in order.
     """
 
     parameters: int
@@ -53,65 +78,165 @@ class Estimate:
     flops_per_sample: float
     seconds_per_step: float
     seconds_per_epoch: float
+    seconds: float
+    stages: tuple[StageEstimate, ...]
 
     def lines(self) -> list[str]:
-        """The estimate for a person."""
-        length = f"{self.steps} steps, {self.steps_per_epoch} an epoch, about {self.seconds_per_step:.2g} s each"
+        """What was measured, for a person."""
         tokens = "-" if self.tokens is None else f"{self.tokens} per sample, {self.visible:g} visible"
+        each = f"about {self.seconds_per_step:.2g} s a step, {duration(self.seconds_per_epoch)} an epoch"
         return [
-            f"parameters  {self.parameters:,} ({self.trainable:,} trainable)",
             f"tokens      {tokens}",
-            f"data        {self.train_samples:,} to train on, {self.val_samples:,} to validate on",
             f"memory      about {size(self.memory_bytes)} per device",
             f"compute     {self.flops_per_sample / 1e9:.3g} GFLOP per sample, forward and backward",
-            f"length      {length}",
-            f"time        about {duration(self.seconds_per_epoch)} an epoch, "
-            f"{duration(self.seconds_per_step * self.steps)} in all",
+            *(["stages", *[stage.line() for stage in self.stages]] if len(self.stages) > 1 else []),
+            f"time        {each}, {duration(self.seconds)} in all",
         ]
 
 
-def dry_run(recipe: Recipe, *, devices: int = 1, nodes: int = 1) -> tuple[str, dict[str, Any], list[str]]:
-    """Make everything a run needs, try a micro-batch on one device, and write nothing.
+def dry_run(
+    recipe: Recipe, *, devices: int = 1, nodes: int = 1, show: Callable[[str], Any] = lambda text: None
+) -> tuple[str, Estimate]:
+    """Make everything a run needs, try a few samples on one device, and write nothing.
+
+    Args:
+        recipe: see `unmask.core.training.recipe.load_recipe`.
+        devices: of the run, on each machine.
+        nodes: of the run.
+        show: told the recipe, then the counts, then the costs, each as soon as it is known.
 
     Returns:
-        The resolved recipe as YAML, the `Estimate` as a dict, and the estimate as lines for a person.
+        The resolved recipe as YAML, and the estimate.
     """
     fabric = make_fabric(recipe, ".", check=False)
-    written = recipe
-    if recipe.stages is not None:  # of the last stage, with stand-ins for what the earlier ones make
-        recipe = registry.load(recipe.method).planned(recipe)
-    recipe, train_set, val_set, collate = open_data(recipe, lambda text: print(text, file=sys.stderr))
-    method: Any = build(recipe).to(fabric.device)
-    world = devices * nodes
-    micro, total = micro_batch(recipe, world), run_length(recipe, len(train_set))
-    position = Position(
-        recipe.seed, len(train_set), recipe.training.batch_size, micro, total, world=world,
-        lengths=getattr(train_set, "lengths", None),
-    )  # fmt: skip
-
-    samples, loading = _load(train_set, position, max(1, recipe.training.workers))
-    batch = to_device(collate(samples), fabric.device)
-    call = Call(batch, method.draw(batch, Clock(0, total), Key.of(recipe.seed, batch.ids, 0).stream("plan")))
-    flops = count_flops(fabric, method, call)
-    seconds, memory = _try(fabric, method, recipe, call)
-    step = max(seconds, loading) if recipe.training.workers else seconds + loading
-    step *= position.micro_batches
-    tokens, visible = _tokens(call.plan)
-    found = Estimate(
-        parameters=sum(p.numel() for p in method.parameters()),
-        trainable=sum(p.numel() for p in method.parameters() if p.requires_grad),
+    stages = _stages(recipe)
+    last = [stage.recipe for stage in stages if stage.recipe is not None][-1]
+    last, train_set, val_set, collate = open_data(last, lambda text: print(text, file=sys.stderr, flush=True))
+    text = to_yaml(last if recipe.stages is None else recipe)
+    show(text)
+    data = _Data(fabric, devices * nodes, train_set, val_set, collate)
+    position = data.position(last)
+    show(
+        f"data        {len(train_set):,} to train on, {data.validated:,} to validate on\n"
+        f"length      {position.total:,} steps, {position.steps_per_epoch:,} an epoch"
+    )
+    method = build(last)
+    check_draw(method, train_set, collate, last)
+    parameters = sum(p.numel() for p in method.parameters())
+    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    show(f"parameters  {parameters:,} ({trainable:,} trainable)")
+    trained = data.measure(last, method.to(fabric.device), _SECONDS / len(stages))
+    before = process_bytes()
+    found = tuple(data.stage(stage, last, trained, _SECONDS / len(stages)) for stage in stages)
+    grown = max(0, process_bytes() - before) if fabric.device.type == "cpu" else 0  # libraries of the other stages
+    tokens, visible = _tokens(trained.cost.plan)
+    estimate = Estimate(
+        parameters=parameters,
+        trainable=trainable,
         tokens=tokens,
         visible=visible,
         train_samples=len(train_set),
-        val_samples=len(val_set) if val_set is not None else 0,
-        steps=total,
+        val_samples=data.validated,
+        steps=position.total,
         steps_per_epoch=position.steps_per_epoch,
-        memory_bytes=memory,
-        flops_per_sample=flops / micro,
-        seconds_per_step=step,
-        seconds_per_epoch=step * position.steps_per_epoch,
+        memory_bytes=max(stage.memory_bytes for stage in found) + grown,
+        flops_per_sample=trained.cost.flops * trained.shorter,
+        seconds_per_step=trained.step_seconds,
+        seconds_per_epoch=trained.step_seconds * position.steps_per_epoch,
+        seconds=sum(stage.seconds or 0.0 for stage in found),
+        stages=found,
     )
-    return to_yaml(recipe if written.stages is None else written), asdict(found), found.lines()
+    show("\n".join(estimate.lines()))
+    return text, estimate
+
+
+def _stages(recipe: Recipe) -> list[Planned]:
+    if recipe.stages is None:
+        return [Planned("training", recipe)]
+    found: list[Planned] = registry.load(recipe.method).outline(recipe)
+    return found
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a stage that trains takes.
+
+    Args:
+        method: built for it.
+        cost: of samples of the greatest length.
+        shorter: an average sample's length, as a share of theirs.
+        step_seconds: of an optimizer step.
+        val_seconds: of the loss on the validation split.
+        memory: bytes per device.
+    """
+
+    method: nn.Module
+    cost: StepCost
+    shorter: float
+    step_seconds: float
+    val_seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The data of a run, and what it is measured with."""
+
+    fabric: Any
+    world: int
+    train_set: Any
+    val_set: Any | None
+    collate: Any
+
+    @property
+    def validated(self) -> int:
+        """Samples of the validation split."""
+        return len(self.val_set) if self.val_set is not None else 0
+
+    def position(self, recipe: Recipe) -> Position:
+        """Where a stage's steps are in the data."""
+        micro, total = micro_batch(recipe, self.world), run_length(recipe, len(self.train_set))
+        batch, lengths = recipe.training.batch_size, getattr(self.train_set, "lengths", None)
+        return Position(recipe.seed, len(self.train_set), batch, micro, total, world=self.world, lengths=lengths)
+
+    def measure(self, recipe: Recipe, method: nn.Module, budget: float) -> _Trained:
+        """Try a stage's steps, on the longest samples where samples have lengths: a batch may hold them."""
+        position, shorter = self.position(recipe), 1.0
+        micro = position.micro_batch
+        indices = [index for index, _ in next(iter(position))]
+        if position.lengths is not None:
+            indices = position.lengths.argsort(descending=True, stable=True)[:micro].tolist()
+            shorter = float(position.lengths.float().mean() / position.lengths[indices].float().mean())
+        cost = Trial(self.fabric, method, recipe, self.train_set, self.collate).run(indices, micro, budget)
+        passed = cost.seconds.at(micro * shorter) * position.micro_batches
+        loading = cost.loading * shorter * micro * position.micro_batches
+        workers = recipe.training.workers
+        seconds = max(passed, loading / workers) if workers else passed + loading
+        return _Trained(
+            method,
+            cost,
+            shorter,
+            step_seconds=seconds + cost.optimizer.seconds,
+            # A forward pass is a third of both.
+            val_seconds=self.validated / self.world * shorter * (cost.seconds.slope / 3 + cost.loading),
+            memory=cost.memory(micro, position.micro_batches, self.world),
+        )
+
+    def stage(self, stage: Planned, last: Recipe, trained: _Trained, budget: float) -> StageEstimate:
+        """What a stage takes; `trained` is of the `last` one, and of every one that trains the same network."""
+        if stage.recipe is None:
+            bench = Bench(self.train_set, self.val_set, trained.method, self.fabric.device)
+            cost = stage.work(bench) if stage.work is not None else None
+            if cost is None:
+                return StageEstimate(stage.name, None, None, 0)
+            own = trained.cost.base_bytes + trained.cost.optimizer.weights
+            return StageEstimate(stage.name, None, cost.seconds, own + cost.memory_bytes)
+        total = self.position(stage.recipe).total
+        if stage.recipe.model != last.model:
+            trained = self.measure(stage.recipe, build(stage.recipe).to(self.fabric.device), budget)
+        every = stage.recipe.training.validate_every_epochs * self.position(stage.recipe).steps_per_epoch
+        seconds = total * trained.step_seconds + -(-total // every) * trained.val_seconds
+        return StageEstimate(stage.name, total, seconds, trained.memory)
 
 
 def size(count: int) -> str:
@@ -119,58 +244,8 @@ def size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def _load(train_set: Any, position: Position, workers: int) -> tuple[list[Any], float]:
-    """A micro-batch of samples and the seconds that loading one takes; the second of two, when caches are warm."""
-    for items in itertools.islice(position, 2):
-        began = time.perf_counter()
-        samples = [train_set[item] for item in items]
-        seconds = (time.perf_counter() - began) / workers
-    return samples, seconds
-
-
-def _try(fabric: Any, method: nn.Module, recipe: Recipe, call: Call) -> tuple[float, int]:
-    """Seconds of a forward, backward and optimizer step, the better of two, and bytes per device."""
-    optimizer = make_optimizer(method, recipe.optimizer)
-    kept = _saved_bytes(fabric, method, call)
-    seconds = []
-    for _ in range(2):
-        _wait(fabric.device)
-        began = time.perf_counter()
-        with fabric.autocast():
-            loss = method(call.batch, call.plan).loss
-        loss.backward()
-        optimizer.step()
-        _wait(fabric.device)
-        seconds.append(time.perf_counter() - began)
-    if fabric.device.type == "cuda":
-        return min(seconds), torch.cuda.max_memory_allocated(fabric.device)
-    weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in method.parameters())
-    return min(seconds), weights + kept
-
-
-def _saved_bytes(fabric: Any, method: nn.Module, call: Call) -> int:
-    """Bytes that autograd keeps between the forward and the backward pass, parameters apart."""
-    own = {p.untyped_storage().data_ptr() for p in method.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), fabric.autocast():
-        method(call.batch, call.plan)
-    return sum(kept.values())
-
-
 def _tokens(plan: Any) -> tuple[int | None, float | None]:
     mask = getattr(plan, "mask", None)
     if mask is None:
         return None, None
     return mask.hidden.shape[1], float(mask.visible.sum(1).float().mean())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

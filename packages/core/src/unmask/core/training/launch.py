@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,25 @@ from torch import nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.method import Clock
 from unmask.core.networks import Network
+from unmask.core.randomness import Key
 from unmask.core.training.build import make_method, open_networks
 from unmask.core.training.checkpoint import Say
+from unmask.core.training.gradients import evaluating
 from unmask.core.training.initial import load_initial, say_on_stderr
 from unmask.core.training.position import Collate
 from unmask.core.training.recipe import Recipe, RecipeError, cross_checks
 from unmask.core.training.startup import shorten
+from unmask.core.training.world import processes
 
 
 def make_fabric(
     recipe: Recipe,
     out: str | Path,
     *,
-    devices: int = 1,
-    nodes: int = 1,
+    devices: int | None = None,
+    nodes: int | None = None,
     strategy: str = "auto",
     accelerator: str = "auto",
     loggers: Sequence[str] = (),
@@ -37,15 +41,21 @@ def make_fabric(
 ) -> Any:
     """Lightning Fabric for a recipe, launched: with several devices this process starts the others.
 
-    With `check` the batch size has to suit the number of processes.
+    Processes that torchrun or srun started are taken as they are: `devices` and `nodes` may be left out then. With
+    `check` the numbers have to suit those processes, and the batch size has to suit the numbers; without, those
+    processes are left alone.
 
     Raises:
         UnmaskError: a strategy or a number of devices that is not to be had here.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
 
     if strategy not in ("auto", "ddp"):
         raise UnmaskError(f"--strategy {strategy}: unknown; choose auto or ddp (every device holds the whole model)")
+    devices, nodes = processes(devices, nodes) if check else (devices or 1, nodes or 1)
+    if "SLURM_NTASKS" in os.environ:
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Fabric refuses tasks that were only counted
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning_fabric", message=".*srun.*")
     try:
@@ -55,6 +65,7 @@ def make_fabric(
             num_nodes=nodes,
             strategy=strategy,
             precision=resolve_precision(recipe.training.precision, accelerator),
+            plugins=None if check else [LightningEnvironment()],
             loggers=[make_logger(name, Path(out), recipe) for name in loggers],
         )
     except (RuntimeError, ValueError) as error:
@@ -66,6 +77,23 @@ def make_fabric(
     if problems and check:
         raise RecipeError("recipe", problems)
     return fabric
+
+
+def on_rank_zero(fabric: Any, look: Callable[[], Any]) -> None:
+    """Have the first process look at something, and every process hear what is wrong with it.
+
+    Raises:
+        UnmaskError: in all processes, what `look` raised in the first.
+    """
+    problem = None
+    if fabric.is_global_zero:
+        try:
+            look()
+        except UnmaskError as error:
+            problem = str(error)
+    problem = fabric.broadcast(problem)
+    if problem is not None:
+        raise UnmaskError(problem)
 
 
 def resolve_precision(precision: str, accelerator: str = "auto") -> Any:
@@ -139,3 +167,31 @@ def build(recipe: Recipe, networks: Mapping[str, Network] | None = None, say: Sa
     if recipe.init is not None:
         load_initial(method, recipe, say)
     return method
+
+
+def check_draw(method: nn.Module, train_set: Any, collate: Collate, recipe: Recipe) -> None:
+    """Have a method plan its first batch, of two samples, before anything is written.
+
+    Raises:
+        UnmaskError: it cannot with its settings and these data; says why.
+    """
+    batch = collate([train_set[index, 0] for index in range(min(2, len(train_set)))])
+    key = Key.of(recipe.seed, batch.ids, 0).stream("plan")
+    try:
+        with evaluating(method):
+            method.draw(batch, Clock(), key)  # type: ignore[operator]  # a method has it
+    except UnmaskError:
+        raise
+    except ValueError as error:
+        raise UnmaskError(f"model: {error}") from error
+
+
+def check_stages(recipe: Recipe) -> None:
+    """Make the last stage's method with stand-ins for what the earlier ones make, and have it plan a batch.
+
+    Raises:
+        UnmaskError: what would stop the last stage, told before hours of the earlier ones.
+    """
+    recipe = registry.load(recipe.method).planned(recipe)
+    recipe, train_set, _, collate = open_data(recipe, lambda text: None)
+    check_draw(build(recipe), train_set, collate, recipe)

@@ -22,14 +22,21 @@ from unmask.core.errors import UnmaskError
 from unmask.core.method import Clock
 from unmask.core.training import checkpoint
 from unmask.core.training.build import open_networks
-from unmask.core.training.files import write_text
 from unmask.core.training.gradients import Call, Gradients, LossModule, Sums, draw_call
 from unmask.core.training.groups import make_optimizer, set_rates
-from unmask.core.training.launch import build, make_deterministic, make_fabric, open_data
+from unmask.core.training.launch import (
+    build,
+    check_draw,
+    check_stages,
+    make_deterministic,
+    make_fabric,
+    on_rank_zero,
+    open_data,
+)
 from unmask.core.training.monitor import Display, Meter, count_flops, peak_flops
 from unmask.core.training.numbers import FiniteWatch, validate
 from unmask.core.training.position import Collate, Position, batches, data_digest, loading_errors, validation_sampler
-from unmask.core.training.recipe import Recipe, as_dict, micro_batch, to_yaml
+from unmask.core.training.recipe import Recipe, as_dict, micro_batch
 from unmask.core.training.rundir import RunDirectory
 from unmask.core.training.schedules import learning_rate, run_length, value_at
 from unmask.core.training.signals import Interrupted, StopSignals, stopping_at_once
@@ -42,8 +49,8 @@ def train(
     *,
     resume: bool = False,
     extend: bool = False,
-    devices: int = 1,
-    nodes: int = 1,
+    devices: int | None = None,
+    nodes: int | None = None,
     strategy: str = "auto",
     deterministic: bool = False,
     progress: bool = True,
@@ -56,8 +63,9 @@ def train(
         out: the run directory; without a run in it, unless `resume`.
         resume: go on from the newest whole checkpoint in `out`.
         extend: let a resumed run have another length than it was started with.
-        devices: processes on this machine: one per GPU, or CPU processes where there is none.
-        nodes: machines.
+        devices: processes on this machine: one per GPU, or CPU processes where there is none. None: as many as torchrun
+            or srun started, else 1.
+        nodes: machines; likewise.
         strategy: ``auto`` or ``ddp``.
         deterministic: use only deterministic kernels, so that a GPU run repeats and resumes bit for bit.
         progress: show a bar or lines on stderr.
@@ -74,11 +82,12 @@ def train(
         make_deterministic()
     fabric = make_fabric(recipe, out, devices=devices, nodes=nodes, strategy=strategy, loggers=loggers)
     run = RunDirectory(out)
-    run.check_place(resume=resume)
+    on_rank_zero(fabric, lambda: run.check_place(resume=resume))
     launch = Launch(fabric, run.path, extend, progress)
-    if recipe.stages is not None:
-        recipe = _prepare(recipe, run, launch, resume=resume)
-    launch.train(recipe, run.path, resume=resume or recipe.stages is not None)
+    with run.starting(resume=resume, first=fabric.is_global_zero):
+        if recipe.stages is not None:
+            recipe = _prepare(recipe, run, launch, resume=resume)
+        launch.train(recipe, run.path, resume=resume or recipe.stages is not None)
     finish = getattr(registry.load(recipe.method), "finish", None)
     if recipe.stages is not None and finish is not None:
         finish(recipe, run.path, launch)
@@ -115,6 +124,8 @@ class Launch:
         # A checkpoint overwrites what `init` would load, which may have moved since.
         resuming = resume and any(run.checkpoints.glob("step-*.safetensors"))
         method = build(replace(recipe, init=None) if resuming else recipe, networks, self.say)
+        if not resuming:
+            check_draw(method, train_set, collate, recipe)
         options = {"fabric": self.fabric, "resume": resume, "extend": self.extend, "progress": self.progress}
         return fit(method, train_set, val_set, collate, recipe, out, whole=self.run, **options)
 
@@ -127,9 +138,11 @@ def _prepare(recipe: Recipe, run: RunDirectory, launch: Launch, *, resume: bool)
     """
     if resume:
         run.check_same(recipe, None, extend=launch.extend)
+    else:
+        check_stages(recipe)
     launch.fabric.barrier()  # every rank has looked before rank zero writes
     if launch.fabric.is_global_zero and not resume:
-        write_text(run.recipe, to_yaml(recipe))
+        run.announce(recipe, {"device": str(launch.fabric.device), "processes": launch.fabric.world_size})
     with stopping_at_once(f"stopped; the stages that are done stay. Go on with: {run.resume_command}"):
         return registry.load(recipe.method).prepare(recipe, run.path / "stages", launch)
 
@@ -166,13 +179,13 @@ def fit(
     fabric = fabric or make_fabric(recipe, out)
     total = run_length(recipe, len(train_set))
     run = RunDirectory(out, whole)
-    run.check_place(resume=resume)
+    on_rank_zero(fabric, lambda: run.check_place(resume=resume))
     display = Display(total, progress and fabric.is_global_zero)
     saved = checkpoint.newest(run.checkpoints, display.say) if resume else None
     if resume:
         run.check_same(recipe, saved.meta["recipe"] if saved else None, extend=extend)
     fabric.barrier()  # every rank has looked before rank zero writes
-    with StopSignals() as stop:
+    with StopSignals() as stop, run.starting(resume=resume, first=fabric.is_global_zero):
         try:
             loop = Loop(fabric, method, train_set, val_set, collate, recipe, run, display, total, saved)
             saved = None  # the loop has copied it; it is as large as model and optimizer together

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,11 @@ from unmask.core.training.recipe import (
     read_yaml,
     to_yaml,
 )
+from unmask.core.training.signals import Interrupted
+from unmask.core.training.startup import StartupError
 
 MADE_BY_A_RUN = ("recipe.yaml", "metrics.jsonl", "model.safetensors", "checkpoints")
+_BEGUN = ("recipe.yaml", "environment.json", "metrics.jsonl")  # what is there before the first step
 
 
 class RunDirectory:
@@ -47,6 +52,7 @@ class RunDirectory:
         self.model = self.path / "model.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.recipe = self.path / "recipe.yaml"
+        self._is_ours = False  # the directory was made by `check_place`
 
     @property
     def resume_command(self) -> str:
@@ -56,18 +62,70 @@ class RunDirectory:
     def check_place(self, *, resume: bool) -> None:
         """Whether a run can begin, or go on, here. Leaves nothing behind but the directory.
 
+        A run that was killed before its first step is not in the way.
+
         Raises:
             UnmaskError: something is in the way; the message says what to do.
         """
         found = [name for name in MADE_BY_A_RUN if (self.path / name).exists()]
         if resume and not self.recipe.is_file():
             raise UnmaskError(f"{self.path} has no recipe.yaml, so there is no run to resume; start one with --out")
-        if found and not resume:
+        if found and not resume and not self._was_left:
             raise UnmaskError(
                 f"{self.path} already holds a run ({', '.join(found)}). Go on with: {self.resume_command} - "
                 "or choose another --out"
             )
+        self._is_ours = not self.path.exists()
         check_writable(self.path)
+
+    @property
+    def _was_left(self) -> bool:
+        """Whether what is here is of a run that ended before its first step, and before a stage of it was done.
+
+        A recipe.yaml alone may be the user's own.
+        """
+        path = self.path / "environment.json"
+        if self._has_steps or any(self.path.glob("stages/*/stage.json")) or not path.is_file():
+            return False
+        process = json.loads(path.read_text(encoding="utf-8")).get("process", {})
+        return process.get("host") != platform.node() or not _is_alive(int(process["id"]))
+
+    @property
+    def _has_steps(self) -> bool:
+        """Whether a step was made here or in an earlier stage."""
+        made = ("metrics.jsonl", "model.safetensors", "checkpoints/step-*")
+        places = [self.path, *self.path.glob("stages/*")]
+        return any(file.stat().st_size > 0 for place in places for name in made for file in place.glob(name))
+
+    @contextlib.contextmanager
+    def starting(self, *, resume: bool, first: bool) -> Iterator[None]:
+        """While entered, an error before the first step takes away what was made, so that a corrected command can run.
+
+        Stages that are done stay, and a corrected run takes them up where they suit it. Enter after `check_place`.
+
+        Args:
+            resume: the run goes on, so that nothing is taken away.
+            first: this process writes the directory.
+        """
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            # A StartupError may come in the second step: the first is no progress then.
+            if first and not resume and (isinstance(error, StartupError) or not self._has_steps):
+                self._clear()
+            raise
+
+    def _clear(self) -> None:
+        for name in _BEGUN:
+            (self.path / name).unlink(missing_ok=True)
+        for unfinished in self.path.glob("stages/.*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        empty = [self.checkpoints, self.path / "stages", *([self.path] if self._is_ours else [])]
+        for folder in empty:
+            with contextlib.suppress(OSError):  # it holds something, or is not there
+                folder.rmdir()
 
     def check_same(self, recipe: Recipe, saved: dict[str, Any] | None, *, extend: bool) -> None:
         """Whether `recipe` is the one of the checkpoint it goes on from, or of recipe.yaml where there is none yet.
@@ -88,12 +146,16 @@ class RunDirectory:
                 "new length (the learning rate then follows the new schedule)"
             )
 
+    def announce(self, recipe: Recipe, facts: dict[str, Any], step: int = 0) -> None:
+        """Write which run this is and where it goes on: before its first stage, and again before its first step."""
+        self._write_environment(step, facts)
+        write_text(self.recipe, to_yaml(recipe))
+
     def begin(self, recipe: Recipe, step: int, facts: dict[str, Any], *, unfinished: bool) -> None:
         """Write what is known at the start, and cut the metrics back to `step`."""
         if unfinished:  # final weights of a run that is now made longer; its checkpoint of that step has them too
             self.model.unlink(missing_ok=True)
-        write_text(self.recipe, to_yaml(recipe))
-        self._write_environment(step, facts)
+        self.announce(recipe, facts, step)
         self.checkpoints.mkdir(exist_ok=True)
         write_text(self.metrics, "".join(metrics_until(self.metrics, step)))
 
@@ -177,6 +239,7 @@ def environment() -> dict[str, Any]:
     packages = [*names, *(f"unmask-{name.replace('_', '-')}" for name in registry.domains())]
     cuda = torch.cuda.is_available()
     return {
+        "process": {"host": platform.node(), "id": os.getpid()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "python": platform.python_version(),
@@ -188,6 +251,17 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "commit": _commit(),
     }
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process of this machine has this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()
 
 
 def _version(package: str) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from unmask.core.training.files import write_json
+from unmask.core.training.recipe import Recipe
 
 _DONE = "stage.json"
 _PATIENCE = timedelta(days=30)  # of the processes that wait for the first one's stage
@@ -45,6 +46,52 @@ class Stage:
     resumable: bool = False
     after: tuple[str, ...] | None = None
     on_all_ranks: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work takes.
+
+    Args:
+        seconds: of all of it.
+        memory_bytes: of the process at its peak, without what the process is itself.
+    """
+
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the cost of a stage can be measured with, before anything is made.
+
+    Args:
+        train_set: the training split.
+        val_set: the validation split, where there is one.
+        method: of the last stage that trains, on the device, with random weights.
+        device: where the stage would compute.
+    """
+
+    train_set: Any
+    val_set: Any | None
+    method: Any
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage before any is done, as a method's ``outline(recipe) -> list[Planned]`` gives them for a dry run.
+
+    Args:
+        name: as the stage's.
+        recipe: what it trains, with stand-ins for what earlier stages make; the data are those of the last stage.
+            None where it does other work.
+        work: measures what other work costs, in a second or so; None where that cannot be known before.
+    """
+
+    name: str
+    recipe: Recipe | None = None
+    work: Callable[[Bench], Cost] | None = None
 
 
 def run_stages(

@@ -44,6 +44,7 @@ from unmask.speech_audio.data.frames import num_frames
 from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder, frame_mask
 from unmask.speech_audio.report.pictures import frame_spectrograms
 from unmask.speech_audio.targets.iterations import Stages as Stages
+from unmask.speech_audio.targets.iterations import outline as outline
 from unmask.speech_audio.targets.iterations import planned as planned
 from unmask.speech_audio.targets.iterations import prepare as prepare
 from unmask.speech_audio.targets.labels import Target

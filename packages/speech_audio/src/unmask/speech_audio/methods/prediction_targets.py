@@ -25,7 +25,7 @@ from typing import Any
 from unmask.core.training.files import write_json
 from unmask.core.training.loop import Launch
 from unmask.core.training.recipe import Recipe
-from unmask.core.training.stages import run_stages
+from unmask.core.training.stages import Planned, run_stages
 from unmask.speech_audio.data.clips import Settings as DataSettings
 from unmask.speech_audio.methods import hubert
 from unmask.speech_audio.methods.hubert import HuBERT, Settings
@@ -37,12 +37,13 @@ from unmask.speech_audio.targets.iterations import (
     label_stage,
     model_stage,
     one_iteration,
+    outlined,
     planned_data,
     stand_in,
 )
 from unmask.speech_audio.targets.make import TargetSettings
 
-__all__ = ["CARD", "Settings", "Stages", "build", "finish", "planned", "prepare"]
+__all__ = ["CARD", "Settings", "Stages", "build", "finish", "outline", "planned", "prepare"]
 
 CARD = {
     "title": "Exploring Prediction Targets in Masked Pre-Training for Speech Foundation Models",
@@ -104,6 +105,12 @@ def planned(recipe: Recipe) -> Recipe:
     for name, targets in recipe.stages.compare.items():
         check_layers(f"compare.{name}", targets, depth)
     return replace(recipe, data=replace(recipe.data, targets=planned_data(_last(recipe.stages)[1].targets)))
+
+
+def outline(recipe: Recipe) -> list[Planned]:
+    """The stages of the study for a dry run: the teacher's iterations, then labels and model of every set."""
+    found = outlined(recipe, dict(enumerate(recipe.stages.teacher, start=1)) | dict(_sets(recipe.stages)))
+    return [*found[:-1], replace(found[-1], name="training"), Planned("evaluation")]
 
 
 def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from pydantic import Field
 from unmask.core.errors import UnmaskError
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.loop import Launch
-from unmask.core.training.recipe import Recipe, as_dict, filled_in, flatten, free_to_change
-from unmask.core.training.stages import Stage, run_stages
+from unmask.core.training.recipe import Recipe, Schedule, as_dict, filled_in, flatten, free_to_change
+from unmask.core.training.stages import Planned, Stage, run_stages
 from unmask.speech_audio.data.clips import Clips, open_split
 from unmask.speech_audio.data.frames import FRAME_RATE
 from unmask.speech_audio.targets.features import RATE as LABEL_RATE
+from unmask.speech_audio.targets.label_cost import label_cost
 from unmask.speech_audio.targets.labels import PLANNED, Target
 from unmask.speech_audio.targets.make import TargetSettings, make_labels
 
@@ -89,6 +90,25 @@ def planned(recipe: Recipe) -> Recipe:
     for i, iteration in enumerate(recipe.stages.iterations):
         check_layers(f"iterations.{i}", iteration.targets, recipe.model.encoder.depth)
     return replace(recipe, data=replace(recipe.data, targets=planned_data(recipe.stages.iterations[-1].targets)))
+
+
+def outline(recipe: Recipe) -> list[Planned]:
+    """The stages of a run for a dry run: labels, model, labels, model."""
+    found = outlined(recipe, dict(enumerate(recipe.stages.iterations, start=1)))
+    return [*found[:-1], replace(found[-1], name="training")]
+
+
+def outlined(recipe: Recipe, iterations: Mapping[Any, Iteration]) -> list[Planned]:
+    """The two stages of each iteration, by the names of `label_stage` and `model_stage`, before any is done."""
+    found = []
+    for name, iteration in iterations.items():
+        data = replace(recipe.data, label_sets=(), targets=planned_data(iteration.targets))
+        schedule = shortened(recipe.schedule, iteration.length)
+        found += [
+            Planned(f"labels-{name}", work=label_cost(iteration.targets)),
+            Planned(f"model-{name}", replace(recipe, stages=None, schedule=schedule, data=data)),
+        ]
+    return found
 
 
 def stand_in(recipe: Recipe) -> Recipe:
@@ -190,14 +210,16 @@ def model_stage(recipe: Recipe, number: int | str, launch: Launch, after: tuple[
 def one_iteration(recipe: Recipe, folder: Path, number: int | str, iteration: Iteration) -> Recipe:
     """The recipe that trains one iteration's model on its labels."""
     labels = tuple(str(path) for path in labels_in(folder / f"labels-{number}", len(iteration.targets)))
-    schedule = recipe.schedule
-    if schedule.steps is not None:
-        schedule = replace(schedule, steps=max(1, round(schedule.steps * iteration.length)))
-    elif iteration.length < 1:
-        epochs = max(1, round(schedule.epochs * iteration.length))
-        schedule = replace(schedule, epochs=epochs, warmup_epochs=schedule.warmup_epochs * epochs / schedule.epochs)
     data = replace(recipe.data, label_sets=labels, targets=None)
-    return replace(recipe, stages=None, schedule=schedule, data=data)
+    return replace(recipe, stages=None, schedule=shortened(recipe.schedule, iteration.length), data=data)
+
+
+def shortened(schedule: Schedule, length: float) -> Schedule:
+    """A share of a schedule."""
+    if schedule.steps is not None:
+        return replace(schedule, steps=max(1, round(schedule.steps * length)))
+    epochs = max(1, round(schedule.epochs * length))
+    return replace(schedule, epochs=epochs, warmup_epochs=schedule.warmup_epochs * epochs / schedule.epochs)
 
 
 def labels_in(folder: Path, count: int) -> list[Path]:

@@ -1,0 +1,102 @@
+"""What making labels will cost, measured on a few clips and a small k-means: for ``unmask train --dry-run``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from unmask.core.training.measure import peak_bytes
+from unmask.core.training.stages import Bench, Cost
+from unmask.speech_audio.data.frames import SAMPLE_RATE
+from unmask.speech_audio.targets.clustering import fit_kmeans, readable
+from unmask.speech_audio.targets.features import Feature, log_f0
+from unmask.speech_audio.targets.make import TargetSettings, make_feature
+
+_CLIPS, _SECONDS = 8, 0.5  # clips to try, and when to stop
+_ROWS = 2_000  # frames of the small k-means
+_STEPS = 350  # mini-batches after which k-means stops by itself, as seen with 170,000 frames
+_PITCH_CLIPS = 200  # of `unmask.speech_audio.targets.diagnostics.diagnose`
+_FLOAT = 4  # bytes
+
+
+def label_cost(targets: Sequence[TargetSettings]) -> Callable[[Bench], Cost]:
+    """What the stage that makes these labels takes, one target after the other."""
+
+    def measure(bench: Bench) -> Cost:
+        costs = [_target(target, bench) for target in targets]
+        return Cost(sum(cost.seconds for cost in costs), max(cost.memory_bytes for cost in costs))
+
+    return measure
+
+
+def _target(target: TargetSettings, bench: Bench) -> Cost:
+    clips = bench.train_set
+    encoder = bench.method.encoder if target.kind == "layer" else None
+    feature = make_feature(target, encoder, bench.device)
+    longest = int(clips.whole_lengths.argmax())
+    beside, _ = peak_bytes(bench.device, lambda: _frames(clips, longest, feature))
+    heard = _seconds_per_second(clips, lambda waveform: feature(waveform))
+    pitch = _seconds_per_second(clips, log_f0)
+
+    audio = _seconds(clips.lengths) * target.share
+    frames = round(min(target.max_frames, audio * feature.rate))
+    codebooks = 1 if target.average else len(feature.parts)
+    width = feature.dim // len(feature.parts)
+    start, batch = _kmeans(target, width)
+    rows = min(frames, 3 * max(target.kmeans.batch, target.clusters))
+    batches = min(_STEPS, target.kmeans.max_iter * frames // target.kmeans.batch)
+    fit = start * rows * target.kmeans.n_init + batch * target.kmeans.batch * batches
+    everything = sum(_seconds(split.whole_lengths) for split in (clips, bench.val_set) if split is not None)
+    seconds = (
+        frames / feature.rate * heard
+        + codebooks * target.stages * fit
+        + everything * (heard + feature.rate * batch * codebooks * target.stages)
+        + min(_PITCH_CLIPS, len(clips)) * _seconds(clips.whole_lengths) / len(clips) * pitch
+    )
+    return Cost(seconds, frames * (feature.dim + width) * _FLOAT + beside)
+
+
+def _seconds(lengths: Any) -> float:
+    return float(lengths.sum()) / SAMPLE_RATE
+
+
+def _frames(clips: Any, index: int, feature: Feature) -> None:
+    waveform = readable(clips, index)
+    if waveform is not None:
+        feature(waveform)
+
+
+def _seconds_per_second(clips: Any, work: Callable[[Any], Any]) -> float:
+    """Seconds to read a second of audio and work on it: of a few clips, without the first, which warms up."""
+    heard = spent = 0.0
+    for i, index in enumerate(torch.linspace(0, len(clips) - 1, _CLIPS).long().tolist()):
+        began = time.perf_counter()
+        waveform = readable(clips, index)
+        if waveform is None:
+            continue
+        work(waveform)
+        if i == 0:
+            continue
+        heard += len(waveform) / SAMPLE_RATE
+        spent += time.perf_counter() - began
+        if spent > _SECONDS:
+            break
+    return spent / heard if heard else 0.0
+
+
+def _kmeans(target: TargetSettings, width: int) -> tuple[float, float]:
+    """Seconds that a frame takes in one start of k-means, and in one mini-batch, from two short fits."""
+    rows = max(_ROWS, target.clusters)
+    frames = torch.randn(rows, width)
+    times = []
+    for passes in (3, 3, 8):  # the first warms up
+        settings = replace(target.kmeans, n_init=1, batch=rows, max_iter=passes, max_no_improvement=passes)
+        began = time.perf_counter()
+        fit_kmeans(frames, target.clusters, seed=0, settings=settings)
+        times.append(time.perf_counter() - began)
+    batch = max(times[2] - times[1], 0.0) / 5
+    return max(times[1] - 3 * batch, 0.0) / rows, batch / rows
