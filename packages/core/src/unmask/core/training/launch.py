@@ -99,7 +99,8 @@ def make_logger(name: str, out: Path, recipe: Recipe) -> Any:
 def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None, Collate]:
     """The recipe with its data settings filled in, the training and validation splits, and how to batch them.
 
-    Data without a validation split train all the same, and samples that cannot be used are left out; `say` is told.
+    Data without a validation split train all the same, and samples that cannot be used are left out; `say` is told, as
+    it is of what a training split with a ``summary(batch_size)`` has to say of itself.
     """
     part = registry.load_part(recipe.method, "data")
     recipe = replace(recipe, data=part.resolve(recipe.data))
@@ -107,6 +108,8 @@ def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None
     left_out = [": ".join(problem) for problem in getattr(train_set, "problems", ())]
     if left_out:
         say(f"samples that are left out ({len(left_out)}): {shorten(left_out, 3)}")
+    if hasattr(train_set, "summary"):
+        say(f"to train on: {train_set.summary(recipe.training.batch_size)}")
     try:
         val_set = part.open_split(recipe.data, "val", seed=recipe.seed, augment=False)
     except UnmaskError as error:
