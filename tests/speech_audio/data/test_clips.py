@@ -42,7 +42,8 @@ def folder(root: Path, lengths: list[int], rate: int = 16_000, suffix: str = "wa
 
 
 def settings(source: Path | str, **changes) -> Settings:
-    return Settings(str(source), **{"min_seconds": 0.1, "max_seconds": 0.5, "val_share": 0.2, **changes})
+    defaults = {"min_seconds": 0.1, "max_seconds": 0.5, "long": "crop", "val_share": 0.2}
+    return Settings(str(source), **{**defaults, **changes})
 
 
 def write_labels(out: Path, clips: Clips, target: Target, seconds_less: float = 0.0) -> str:

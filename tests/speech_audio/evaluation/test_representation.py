@@ -338,8 +338,8 @@ def test_embeddings_are_the_encoders_and_name_their_recordings(
     with torch.no_grad():
         for index, name in enumerate(names):
             if name == "long.wav":
-                pieces = [method.encoder(p[None])[0] for p in clips.waveform(index).split(16_000)]
-                assert [len(p) for p in pieces] == [49, 49, 24]
+                pieces = [method.encoder(p[None])[0] for p in clips.waveform(index).split([13_120, 13_440, 13_440])]
+                assert [len(p) for p in pieces] == [40, 41, 41]
                 expected = torch.cat(pieces).mean(0)
             else:
                 expected = method.encode(collate([clips[index, 0]])).pooled[0]
@@ -362,5 +362,5 @@ def test_settings_for_encoding_need_no_label_sets() -> None:
             data = Settings("notes", label_sets=("gone",), batching="crop")
 
     settings = encoding.audio_settings(Run, "prompts")  # type: ignore[arg-type]
-    assert (settings.source, settings.label_sets, settings.batching) == ("prompts", (), "pad")
+    assert (settings.source, settings.label_sets, settings.batching, settings.long) == ("prompts", (), "pad", "crop")
     assert settings.min_seconds == 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -220,7 +221,9 @@ def test_a_dry_run_names_what_is_left_out(tmp_path: Path, capsys: pytest.Capture
     data = write_clips(tmp_path / "clips", 12)
     (data / "broken.wav").write_bytes(b"RIFF and nothing after it")
     dry_run(make_recipe(raw_recipe(data)))
-    assert "samples that are left out (1): broken.wav: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "samples that are left out (1): broken.wav: " in said
+    assert re.search(r"to train on: \d+ recordings, 0\.\d min(, in \d+ segments.*)?; an epoch hears ", said)
 
 
 def test_clipped_recordings_are_named_once_in_two_iterations(
@@ -231,7 +234,9 @@ def test_clipped_recordings_are_named_once_in_two_iterations(
     raw = raw_recipe(data)
     raw["data"]["val_share"] = 0.0
     train(make_recipe(raw), tmp_path / "run")
-    assert capsys.readouterr().err.count("samples are used but look wrong: speaker0/loud.wav: clipped") == 1
+    said = capsys.readouterr().err
+    assert said.count("samples are used but look wrong: speaker0/loud.wav: clipped") == 1
+    assert 0 < said.index("to train on: 13 recordings") < said.index("stage 2 of 3")
 
 
 def test_a_stage_that_fails_at_once_leaves_nothing(data: Path, tmp_path: Path) -> None:

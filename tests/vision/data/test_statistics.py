@@ -77,7 +77,7 @@ def batch_of(images: Images) -> torch.Tensor:
 
 
 def warnings_of(images: Images) -> list[str]:
-    return [note for note in images.notes if note.startswith("warning: ")]
+    return [note for note in images.notes(1) if note.startswith("warning: ")]
 
 
 KINDS = ["16-bit png", "16-bit colour tiff", "32-bit tiff", "float tiff", "dark 8-bit jpeg"]
@@ -91,7 +91,7 @@ def test_images_of_any_range_reach_the_model_with_deviation_1(tmp_path: Path, ki
     torch.testing.assert_close(batch.mean((0, 2, 3)), torch.zeros(3).double(), atol=0.01, rtol=0)
     torch.testing.assert_close(batch.std((0, 2, 3), correction=0), torch.ones(3).double(), atol=0.01, rtol=0)
     assert resolve(settings) == settings
-    (said,) = train.notes
+    (said,) = train.notes(1)
     assert re.match(r"images are normalised by the data's own mean .* and std ", said)
 
 
@@ -156,7 +156,7 @@ def test_imagenets_statistics_are_taken_where_they_are_near(
     found = resolve(Settings(str(tmp_path), (16, 16)))
     assert (found.mean != IMAGENET_MEAN) == (found.std != IMAGENET_STD) == own
     images = open_split(found, "train")
-    assert images.notes[0].startswith(f"images are normalised by {'the data' if own else 'ImageNet'}'s")
+    assert images.notes(1)[0].startswith(f"images are normalised by {'the data' if own else 'ImageNet'}'s")
     assert not warnings_of(images)
 
 
@@ -207,7 +207,7 @@ def test_a_set_of_one_value_is_refused(tmp_path: Path, value: int) -> None:
     with pytest.raises(UnmaskError, match=rf"same value .*{value / 255:.6g}.*nothing to learn.*--data$"):
         resolve(Settings(str(tmp_path), (16, 16)))
     given = open_split(Settings(str(tmp_path), (16, 16), **IMAGENET), "train")
-    assert any("warning: every pixel has the same value" in note for note in given.notes)
+    assert any("warning: every pixel has the same value" in note for note in given.notes(1))
     fill(value + 9)
     assert min(resolve(Settings(str(tmp_path), (16, 16))).std) > 0
 

@@ -67,8 +67,9 @@ class DataSettings(Protocol):
 class Dataset(Protocol):
     """One split: map-style, ``dataset[index, visit]`` is a sample; its random choices depend on (seed, id, visit).
 
-    Optional: ``lengths`` (an integer per sample, where samples of like length make better batches), ``warnings``
-    (samples that are used but look wrong), ``labels`` and ``classes``.
+    Optional: ``lengths`` (an integer per sample, where samples of like length make better batches),
+    ``notes(batch_size)`` (lines to say before training on it), ``warnings`` (samples that are used but look wrong),
+    ``labels`` and ``classes``.
     """
 
     ids: Tensor

@@ -131,7 +131,7 @@ def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None
     """The recipe with its data settings filled in, the training and validation splits, and how to batch them.
 
     Data without a validation split train all the same, and samples that cannot be used are left out; `say` is told,
-    as it is what the training split has to say about itself (its optional ``notes``).
+    as it is what the training split has to say of itself (its optional ``notes(batch_size)``).
     """
     part = registry.data_kind(recipe.method)
     recipe = replace(recipe, data=part.resolve(recipe.data))
@@ -139,8 +139,9 @@ def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None
     left_out = [": ".join(problem) for problem in getattr(train_set, "problems", ())]
     if left_out:
         say(f"samples that are left out ({len(left_out)}): {shorten(left_out, 3)}")
-    for note in getattr(train_set, "notes", ()):
-        say(note)
+    if hasattr(train_set, "notes"):
+        for note in train_set.notes(recipe.training.batch_size):
+            say(note)
     try:
         val_set = part.open_split(recipe.data, "val", seed=recipe.seed, augment=False)
     except UnmaskError as error:

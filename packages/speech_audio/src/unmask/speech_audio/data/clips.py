@@ -1,11 +1,12 @@
 """Recordings for training and evaluation: what to read, which split it belongs to, how clips become a batch.
 
-A dataset is asked for ``(index, visit)``; where a long clip is cropped is a function of (seed, sample id, visit) alone,
-so it does not depend on the batch, the worker or a resume. The parts, beside this module: `sources` finds the clips,
-`decode` reads them, `batches` pads and aligns; `unmask.core.data.splits` divides them and
-`unmask.speech_audio.targets.labels` holds what is predicted. Cropping, dropping of short clips, normalisation and the
+A clip is a recording, or a segment of a long one. A dataset is asked for ``(index, visit)``; where a long clip is
+cropped is a function of (seed, sample id, visit) alone, so it does not depend on the batch, the worker or a resume. The
+parts, beside this module: `sources` finds the recordings, `segments` cuts the long ones, `decode` reads them, `batches`
+pads and aligns; `unmask.core.data.splits` divides them and `unmask.speech_audio.targets.labels` holds what is
+predicted. Cropping, dropping of short clips, normalisation and the
 alignment of labels follow HuBERT's released recipe (Hsu et al., arXiv 2106.07447; its data set in fairseq), except that
-by default a batch is padded, not cut.
+by default long recordings are cut into segments, not cropped, and a batch is padded, not cut.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from unmask.speech_audio.data.decode import CLIPPED_SHARE, CorruptAudioError, So
 from unmask.speech_audio.data.embedded.sets import EMBEDDED
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, SAMPLE_RATE
 from unmask.speech_audio.data.readers import SourceError
+from unmask.speech_audio.data.segments import Segments, cut, describe, whole
 from unmask.speech_audio.data.sources import Source, open_source
 from unmask.speech_audio.targets.labels import PLANNED, LabelSet, Target
 
@@ -61,11 +63,15 @@ class Settings:
             tar shards or of manifests; a manifest (``.tsv``) as fairseq writes it; or an embedded set: ``notes``,
             ``syllables``, ``prompts``, or several joined: ``prompts+syllables``. An embedded set's name wins over a
             folder's: write ``./notes`` then.
-        min_seconds: shorter clips are left out, counted and named.
-        max_seconds: longer clips are cropped, at a random place in training and at the start otherwise.
+        min_seconds: shorter recordings are left out, counted and named.
+        max_seconds: longest clip that a model is given.
+        long: of recordings longer than that, ``segments`` makes several clips, so that an epoch hears all of them (see
+            `unmask.speech_audio.data.segments`); ``crop`` takes `max_seconds` of each, as the released recipe does: at
+            a random place in training and at the start otherwise.
         batching: ``pad`` fills a batch's clips up to the longest with zeros; ``crop`` cuts them to the shortest, as
             the released recipe does. What a clip shows then depends on the batch that it is in.
-        normalise: each clip to mean 0 and variance 1 over all its samples, before it is cropped (LARGE).
+        normalise: each clip (with ``segments``, each segment) to mean 0 and variance 1 over all its samples, before it
+            is cropped (LARGE).
         corrupt: ``skip`` counts and names unreadable clips and goes on without them; ``fatal`` stops at them.
         val_share: share of the training clips set aside where the data have no val split (and again for test where
             they have labels or speakers and no test split). Embedded sets have fixed splits.
@@ -77,6 +83,7 @@ class Settings:
     source: str
     min_seconds: Annotated[float, Field(ge=0)] = 2.0
     max_seconds: Annotated[float, Field(gt=0)] = 15.625
+    long: Literal["segments", "crop"] = "segments"
     batching: Literal["pad", "crop"] = "pad"
     normalise: bool = False
     corrupt: Literal["skip", "fatal"] = "skip"
@@ -107,11 +114,14 @@ class Settings:
 class Clips(Dataset[Sample]):
     """One split of a source: ``dataset[index, visit]`` is a `Sample`, a list of (index, visit) an `AudioBatch`.
 
+    A clip's labels are looked up by its own id or, in a label set that does not have all clips, by its recording's: a
+    segment then has the labels from floor(its start in seconds x labels per second) on.
+
     A clip that turns out to be damaged is replaced by the next good one of the split, the same in every worker and
     run, and then shows in `problems`.
 
     Args:
-        source: where the clips are.
+        segments: where the clips are.
         members: which of them belong to the split, all of them long enough.
         settings: resolved, where there are label sets.
         seed: of the crops.
@@ -119,10 +129,11 @@ class Clips(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: Source, members: Int[Tensor, "n"], settings: Settings, *, seed: int, augment: bool
+        self, segments: Segments, members: Int[Tensor, "n"], settings: Settings, *, seed: int, augment: bool
     ) -> None:
         self.settings, self.seed, self.augment = settings, seed, augment
-        self._source, self._members = source, members
+        self.segments, self._members = segments, members
+        self._source = source = segments.source
         chosen = members.tolist()
         self.ids: Int[Tensor, "n"] = source.ids[members]
         self.whole_lengths: Int[Tensor, "n"] = source.lengths[members]
@@ -133,6 +144,7 @@ class Clips(Dataset[Sample]):
         self._sets = [LabelSet.open(folder) for folder in settings.label_sets]
         if self._sets and settings.targets is not None:
             _check_targets(self._sets, settings)
+        self._whole_sets = [not labels.has_all(self.ids) for labels in self._sets]  # by recording
         # Shared memory, so that the main process learns what its workers found.
         self._damaged = torch.zeros(len(chosen), dtype=torch.bool).share_memory_()
         self._clipped = torch.zeros(len(chosen)).share_memory_()
@@ -161,23 +173,31 @@ class Clips(Dataset[Sample]):
         return collate([self[item] for item in items])
 
     def _sample(self, place: int, key: SampleKey) -> Sample:
-        whole, length = int(self.whole_lengths[place]), int(self.lengths[place])
+        total, length = int(self.whole_lengths[place]), int(self.lengths[place])
         start = 0
-        if self.augment and whole > length:
-            start = int(key.stream(_CROP).uniform(1)[0] * (whole - length + 1))
+        if self.augment and total > length:
+            start = int(key.stream(_CROP).uniform(1)[0] * (total - length + 1))
         if self.settings.normalise:
             audio = self.waveform(place)[start : start + length]
         else:
             audio = self._read(place, start, start + length)
         sample_id = int(self.ids[place])
-        labels = tuple(labels.get(sample_id) for labels in self._sets)
+        labels = tuple(self._labels(place, which) for which in range(len(self._sets)))
         rates = tuple(labels.rate for labels in self._sets)
         planned = [target for target in self.settings.targets or () if target.digest == PLANNED]
         if planned and not self._sets:
             rates = tuple(target.rate for target in planned)
-            labels = tuple(np.zeros((int(whole * rate / SAMPLE_RATE) + 1, 1), np.int32) for rate in rates)
+            labels = tuple(np.zeros((int(total * rate / SAMPLE_RATE) + 1, 1), np.int32) for rate in rates)
         cut = key.stream(_CUT) if self.augment else None
         return Sample(audio, sample_id, start, labels, rates, cut, self.settings.batching)
+
+    def _labels(self, place: int, which: int) -> Int[np.ndarray, "frames streams"]:
+        labels = self._sets[which]
+        if not self._whole_sets[which]:
+            return labels.get(int(self.ids[place]))
+        member = self._members[place]
+        start = int(self.segments.starts[member]) * labels.rate / SAMPLE_RATE
+        return labels.get(int(self.segments.recordings.ids[self.segments.recording[member]]))[int(start) :]
 
     def waveform(self, index: int) -> Float[Tensor, "samples"]:
         """A whole clip at 16 kHz, however long, normalised if the settings say so.
@@ -224,8 +244,21 @@ class Clips(Dataset[Sample]):
             return str(error)
         return "could not be read at first"
 
+    def notes(self, batch_size: int) -> list[str]:
+        """What to say before training: what there is, and how much of it an epoch in batches of `batch_size` hears."""
+        found = describe(
+            self.segments, self._members, self.lengths, longest=self.settings.max_seconds, batch_size=batch_size,
+            to_shortest=self.settings.batching == "crop",
+        )  # fmt: skip
+        return [f"to train on: {found}"]
+
+    @property
+    def recordings(self) -> Int[Tensor, "n"]:
+        """Each clip's recording, as an index into ``segments.recordings``."""
+        return self.segments.recording[self._members]
+
     def name_of(self, sample_id: int) -> str:
-        """The name of a clip of this split: its path, shard key, or ``set:name``."""
+        """The name of a clip of this split: its path, shard key, or ``set:name``; of a segment with its seconds."""
         return self._names[sample_id]
 
     def _name(self, place: int) -> str:
@@ -241,7 +274,8 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
 
     Args:
         settings: what to read; label sets are looked up if that was not done yet (`resolve` does it once).
-        split: ``all`` is every clip, also those that were dropped because they are twice in the set.
+        split: all segments of a recording are in one; ``all`` is every clip, also those that were dropped because they
+            are twice in the set.
         seed: of the crops.
         augment: crop long clips at random places; else at the start.
 
@@ -253,7 +287,15 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     return _split(open_source(settings.source, settings.corrupt), settings, split, seed, augment)
 
 
-def _split(source: Source, settings: Settings, split: str, seed: int, augment: bool) -> Clips:
+def _segments(recordings: Source, settings: Settings) -> Segments:
+    if settings.long == "crop":
+        return whole(recordings)
+    return cut(recordings, settings.min_samples, settings.max_samples, settings.val_share)
+
+
+def _split(recordings: Source, settings: Settings, split: str, seed: int, augment: bool) -> Clips:
+    segments = _segments(recordings, settings)
+    source = segments.source
     long_enough = source.lengths >= settings.min_samples
     if not long_enough.any():
         raise SourceError(_nothing(source, settings))
@@ -262,7 +304,7 @@ def _split(source: Source, settings: Settings, split: str, seed: int, augment: b
         chosen = long_enough & (source.splits(settings.val_share) == SPLITS[split])
     if not chosen.any():
         raise SourceError(f"{settings.source} has no {split} clips. {_how_to_split(source, split)}")
-    return Clips(source, chosen.nonzero()[:, 0], settings, seed=seed, augment=augment)
+    return Clips(segments, chosen.nonzero()[:, 0], settings, seed=seed, augment=augment)
 
 
 def _nothing(source: Source, settings: Settings) -> str:
@@ -314,14 +356,23 @@ def resolve(settings: Settings) -> Settings:
     sets = [LabelSet.open(folder) for folder in folders]
     if settings.targets is not None:
         _check_targets(sets, settings)
-    val = source.splits(settings.val_share) == SPLITS["val"]
-    members = torch.cat([train._members, (val & (source.lengths >= settings.min_samples)).nonzero()[:, 0]])
-    names = dict(zip(source.ids.tolist(), source.names, strict=True))
-    ids, lengths = source.ids[members], source.lengths[members]
-    beyond = int(lengths.max()) + 1
+    clips = train.segments.source
+    val = (clips.splits(settings.val_share) == SPLITS["val"]) & (clips.lengths >= settings.min_samples)
+    members = torch.cat([train._members, val.nonzero()[:, 0]])
     for labels in sets:
-        labels.check_covers(ids, lengths, settings.source, longest=beyond, name_of=names.__getitem__)
+        _check_covers(labels, train.segments, members, settings.source)
     return replace(settings, targets=tuple(target for labels in sets for target in labels.targets))
+
+
+def _check_covers(labels: LabelSet, segments: Segments, members: Int[Tensor, "n"], name: str) -> None:
+    """Check that these clips have their labels: their own, or else their recordings'."""
+    source = segments.source
+    if not labels.has_all(source.ids[members]):
+        source, members = segments.recordings, segments.recording[members].unique()
+    ids, lengths = source.ids[members], source.lengths[members]
+    names = dict(zip(ids.tolist(), members.tolist(), strict=True))
+    beyond = int(lengths.max()) + 1
+    labels.check_covers(ids, lengths, name, longest=beyond, name_of=lambda sample_id: source.names[names[sample_id]])
 
 
 def _check_targets(sets: list[LabelSet], settings: Settings) -> None:

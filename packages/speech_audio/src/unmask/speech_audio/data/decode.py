@@ -2,14 +2,18 @@
 
 Files are read with libsndfile. Channels are averaged; other rates are resampled by `torchaudio.functional.resample`
 (a Hann-windowed sinc of 6 zero crossings). A part of a file is read, and resampled, from that part of the disk alone,
-and has the samples that the whole would have there.
+and has the samples that the whole would have there. Of mp3 files up to 10 s before it are decoded, too.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +32,8 @@ FULL_SCALE = 32767 / 32768
 CLIPPED_SHARE = 0.01
 _WIDTH = 6  # zero crossings on either side of the resampling filter: torchaudio's default
 _LARGEST = 640  # denominator of a resampling ratio; see `ratio`
+_MP3_LEAD = 10  # seconds decoded before a part of an mp3; its frames lean on those before, 20 or so at a low bit rate
+_ONE_AT_A_TIME = threading.Lock()  # stderr is one for all threads
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # what a program that wrote a wav to a pipe leaves in its header
 
 
@@ -118,10 +124,9 @@ def examine(file: Path | BinaryIO) -> Header:
 
 
 def read(file: Path | BinaryIO, header: Header, start: int = 0, stop: int | None = None) -> Sound:
-    """Decode a file, or samples `start` to `stop` of it (at 16 kHz).
+    """Decode a file, or samples `start` to `stop` of it (at 16 kHz), without decoding the rest.
 
-    Files of floating point samples are always decoded as a whole, because a NaN may be anywhere; mp3 files up to
-    `stop`, because decoding them from the middle gives slightly other samples.
+    NaN and infinite samples are looked for in what is decoded.
 
     Raises:
         CorruptAudioError: not audio, damaged, shorter than its header says, or with NaN or infinite samples; the
@@ -134,33 +139,46 @@ def read(file: Path | BinaryIO, header: Header, start: int = 0, stop: int | None
     margin = math.ceil(2 * _WIDTH * max(step, Fraction(1)) / step) if step != 1 else 0
     first = max(start - margin, 0) // step.denominator * step.denominator
     begin, end = int(first * step), min(math.ceil((stop + margin) * step), header.frames)
-    whole = header.float
     if isinstance(file, Path):
         with file.open("rb") as stream, _open(stream) as sound:
-            frames, offset = _frames(sound, begin, end, whole)
+            frames = _frames(sound, begin, end)
     else:
         with _open(file) as sound:
-            frames, offset = _frames(sound, begin, end, whole)
+            frames = _frames(sound, begin, end)
     clipped = float((np.abs(frames).max(1) >= FULL_SCALE).mean()) if len(frames) else 0.0
-    if whole and not np.isfinite(frames).all():
+    if header.float and not np.isfinite(frames).all():
         raise CorruptAudioError("has NaN or infinite samples")
-    part = frames[begin - offset : end - offset]
-    audio = resample(torch.from_numpy(part[:, 0] if part.shape[1] == 1 else part.mean(1)), header.rate)
+    audio = resample(torch.from_numpy(frames[:, 0] if frames.shape[1] == 1 else frames.mean(1)), header.rate)
     return Sound(audio[start - first : stop - first].contiguous(), clipped)
 
 
-def _frames(sound: Any, begin: int, end: int, whole: bool) -> tuple[np.ndarray, int]:
-    """Frames [n, channels] that cover `begin` to `end`, and where they start."""
-    if whole:
-        begin, end = 0, sound.frames
-    skip = sound.format == "MP3"
-    frames = _read_frames(sound, 0 if skip else begin, end if skip else end - begin)
-    frames = frames[begin:] if skip else frames
+def _frames(sound: Any, begin: int, end: int) -> Float[np.ndarray, "frames channels"]:
+    """Frames `begin` to `end`."""
+    at = begin
+    if begin and sound.format == "MP3":
+        lead = min(begin, _MP3_LEAD * sound.samplerate)
+        with _silence():
+            _read_frames(sound, begin - lead, lead)
+        at = 0  # the decoder is there
+    frames = _read_frames(sound, at, end - begin)
     if len(frames) < end - begin:
         raise CorruptAudioError(
             f"damaged: ends after {(begin + len(frames)) / sound.samplerate:.2f} of {end / sound.samplerate:.2f} s"
         )
-    return frames, begin
+    return frames
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing on stderr: libmpg123 complains there of every frame that leans on frames before the place sought."""
+    with _ONE_AT_A_TIME, open(os.devnull, "wb") as nowhere:
+        stderr = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _open(stream: BinaryIO) -> Any:

@@ -49,6 +49,7 @@ class Source:
         given: the split that the data themselves give to each clip (see `unmask.core.data.splits`), None where none.
         problems: what cannot be read and is not in `names`.
         codes: the final split of each clip, for sets whose splits are fixed; else None.
+        own_ids: the ids of samples that are not named by a path alone; else None.
     """
 
     names: Sequence[str]
@@ -60,10 +61,13 @@ class Source:
     given: Sequence[int | None] | None = None
     problems: tuple[Problem, ...] = ()
     codes: Int8[Tensor, "n"] | None = None
+    own_ids: Int[Tensor, "n"] | None = None
 
     @cached_property
     def ids(self) -> Int[Tensor, "n"]:
-        """Stable sample ids, from the names."""
+        """Stable sample ids, from the names where there are no others."""
+        if self.own_ids is not None:
+            return self.own_ids
         return torch.tensor([stable_id(name) for name in self.names], dtype=torch.int64)
 
     def splits(self, val_share: float) -> Int8[Tensor, "n"]:

@@ -183,12 +183,13 @@ def name_left_out(problems: Sequence[Problem]) -> None:
 
 
 def audio_settings(run: LoadedRun, data: str | None = None) -> Settings:
-    """The run's data settings for encoding: pointing at `data`, padding batches, without labels of frames."""
+    """The run's data settings for encoding: at `data`, whole recordings, padded batches, no labels of frames."""
     settings: Settings = run.recipe.data
     return replace(
         settings,
         source=settings.source if data is None else data,
         min_seconds=min(settings.min_seconds, SHORTEST),
+        long="crop",
         batching="pad",
         corrupt="skip",
         label_sets=(),

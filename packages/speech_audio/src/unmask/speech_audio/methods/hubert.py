@@ -12,6 +12,8 @@ Where the released code (fairseq) differs from the paper or leaves a choice, thi
   it is the mean over all frames; the released code weighs each process by its number of masked frames.
 * Batches may be padded. Padded frames are never hidden, scored or penalised; released batches are cropped to their
   shortest clip and have none (``batching: crop``).
+* Recordings longer than a clip may be are cut into several clips; of each the released data set takes one, at a random
+  place (``long: crop``).
 * Every clip keeps its own number of hidden frames; ``masking.equal_counts`` thins them as released.
 * Losses are in nats (the released log shows bits), and there are as many embeddings as clusters: fairseq's dictionaries
   add four symbols that are never a target. The released (classes x frames x dim) tensor of similarities is a matrix

@@ -167,6 +167,8 @@ def label_stage(recipe: Recipe, folder: Path, number: int | str, iteration: Iter
             encoder = load_run(teacher, device, launch.say).method.encoder
             digest = _digest(teacher / "model.safetensors")
         train, *others = _splits(replace(recipe.data, label_sets=(), targets=None))
+        for note in train.notes(recipe.training.batch_size):  # labels may take the first days
+            launch.say(note)
         for i, settings in enumerate(iteration.targets, start=1):
             options = {"encoder": encoder, "teacher_digest": digest, "seed": recipe.seed, "device": device}
             make_labels(settings, train, others, out / str(i), **options)

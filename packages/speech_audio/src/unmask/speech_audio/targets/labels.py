@@ -138,6 +138,10 @@ class LabelSet:
     def __contains__(self, sample_id: int) -> bool:
         return self._find(sample_id) is not None
 
+    def has_all(self, ids: Int[Tensor, "n"]) -> bool:
+        """Whether every one of these samples has labels here."""
+        return bool(np.isin(ids.cpu().numpy(), self.ids).all())
+
     def get(self, sample_id: int) -> Int[np.ndarray, "frames streams"]:
         """The labels of one clip, mapped from the file and not to be written to.
 

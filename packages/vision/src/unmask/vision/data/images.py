@@ -207,8 +207,7 @@ class Images(Dataset[Sample]):
             found.append(Problem(name, self._reason(place).removeprefix(f"{name}: ")))
         return found
 
-    @property
-    def notes(self) -> list[str]:
+    def notes(self, batch_size: int) -> list[str]:
         """What to say before training on this split: how it is normalised, with a warning where that does not suit."""
         return training_notes(self)
 
