@@ -262,13 +262,13 @@ def test_a_set_of_several_archives_is_listed_fetched_and_named_as_one(tmp_path, 
     parts = [replace(carrier(made, "pip"), name=f"toys-{i}", version=f"{i}.0", part_of="toys") for i in range(2)]
     monkeypatch.setattr(carriers, "list_carriers", lambda: {part.name: part for part in parts})
     assert list_sets() == {"toys": tuple(parts)} and find("toys") == tuple(parts) and find("toys-1") == (parts[1],)
-    cli.fetch_data("toys-1")
-    cli.list_data()
+    cli.data.fetch_data("toys-1")
+    cli.data.list_data()
     assert "1 of 2" in capsys.readouterr().out
     with pytest.raises(UnmaskError, match="toys has not been fetched"):
-        cli.path_of_data("toys")
-    cli.fetch_data("toys")
-    cli.path_of_data("toys")
+        cli.data.path_of_data("toys")
+    cli.data.fetch_data("toys")
+    cli.data.path_of_data("toys")
     assert capsys.readouterr().out.split() == [str(path(part)) for part in parts] * 2
 
 

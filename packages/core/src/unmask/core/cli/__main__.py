@@ -1,0 +1,5 @@
+"""``python -m unmask.core.cli``."""
+
+from unmask.core.cli import main
+
+main()
