@@ -1,15 +1,9 @@
 """The first losses of the tiny recipes stay what was recorded: see tools/golden_losses.py."""
 
 import json
-import sys
-from pathlib import Path
-
-import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
 
 import golden_losses
+import pytest
 
 RECORDED = json.loads(golden_losses.FILE.read_text(encoding="utf-8"))["losses"]
 # The study of prediction targets ends in minutes of probes; its models are HuBERT's, which are held here.

@@ -1,13 +1,9 @@
 """`make house`: what breaks a rule is named."""
 
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 import house
+import pytest
 
 
 @pytest.fixture
