@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from unmask.core.interop.weights import State
 
 # (ours, transformers'), tried in this order; a name is changed by the first prefix that it has.
 _PARTS = [
