@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def card(exported: Exported, _: Path) -> str:
+def card(exported: Exported) -> str:
     return model_card(exported, "some", {"What this is": "A test.", "Empty": ""}, ["tag", "mae"], "some-task")
 
 

@@ -28,6 +28,7 @@ DOMAIN = Domain(
     pretrained="unmask.vision.interop.pretrained",
     export="unmask.vision.interop.export",
     formats={"timm": "the encoder", "transformers": "the whole model, of MAE"},
+    report="unmask.vision.report.sections",
     sets="unmask.vision.data.embedded.carriers",
     checks="unmask.vision.checks",
 )

@@ -45,7 +45,7 @@ def write_export(
     out: str | Path,
     to: str,
     writers: Mapping[str, Writer],
-    card: Callable[[Exported, Path], str],
+    card: Callable[[Exported], str],
     classifiers: Sequence[str] = (),
 ) -> Path:
     """Write a run, or a fine-tuned directory, to a scratch folder beside `out`, and rename it when it is complete.
@@ -56,7 +56,7 @@ def write_export(
         to: one of the formats of `writers`.
         writers: by format: writes what is exported into an empty folder, or raises an UnmaskError that names a format
             for it.
-        card: the text of the ``README.md``, from what is exported and the folder with the other files.
+        card: the text of the ``README.md``.
         classifiers: formats that hold a classifier.
 
     Returns:
@@ -80,7 +80,7 @@ def write_export(
             made = Path(scratch) / "export"
             made.mkdir()
             writers[to](exported, made)
-            (made / "README.md").write_text(card(exported, made), encoding="utf-8")
+            (made / "README.md").write_text(card(exported), encoding="utf-8")
             if out.exists():
                 out.rmdir()
             shutil.move(made, out)

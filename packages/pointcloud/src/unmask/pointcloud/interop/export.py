@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,11 +42,13 @@ def export(run_dir: str | Path, out: str | Path, to: Target = "unmask") -> Path:
         UnmaskError: not a run, `out` holds something or cannot be written, no such format, or an encoder that it has no
             place for.
     """
-    return write_export(run_dir, out, to, _WRITERS, lambda exported, made: cloud_card(exported, to, made))
+    return write_export(
+        run_dir, out, to, _WRITERS, lambda exported: cloud_card(exported, to, _STATES[to](exported.method.state_dict()))
+    )
 
 
 def _write_unmask(exported: Exported, out: Path) -> None:
-    _write(exported, out, "unmask", exported.method.state_dict())
+    _write(exported, out, "unmask")
 
 
 def _write_sst(exported: Exported, out: Path) -> None:
@@ -55,18 +58,18 @@ def _write_sst(exported: Exported, out: Path) -> None:
             f"SST has no place for an encoder of {type(method.encoder).__name__}: its detectors are made of window "
             "transformers (model.convolutions: null). Export it with: --to unmask"
         )
-    detector = convert.sst_settings(recipe.model.encoder, recipe.data, method.grid)
-    _write(exported, out, "sst", convert.to_sst(method.state_dict()), detector=detector)
+    _write(exported, out, "sst", detector=convert.sst_settings(recipe.model.encoder, recipe.data, method.grid))
 
 
-def _write(exported: Exported, out: Path, to: str, state: State, **extra: Any) -> None:
+def _write(exported: Exported, out: Path, to: str, **extra: Any) -> None:
     """The weights, and what builds the model and prepares its input; of folders their own names only."""
     run = exported.run
     values = as_dict(public(run.recipe))
     config = {"format": to, "method": run.recipe.method, "step": run.step}
     config |= {"model": values["model"], "data": values["data"], **extra}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_state(state, out / "model.safetensors")
+    save_state(_STATES[to](exported.method.state_dict()), out / "model.safetensors")
 
 
 _WRITERS = {"unmask": _write_unmask, "sst": _write_sst}
+_STATES: dict[str, Callable[[State], State]] = {"unmask": dict, "sst": convert.to_sst}

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from unmask.core import registry
 from unmask.core.interop.export import Exported
 from unmask.core.interop.model_card import lines, model_card, public
-from unmask.core.interop.weights import read_state, shape
+from unmask.core.interop.weights import State, shape
 from unmask.core.training.checkpoint import LoadedRun
 from unmask.pointcloud.data.readers import WIDTHS
 
@@ -29,8 +25,8 @@ _CHANNELS = {
 }
 
 
-def cloud_card(exported: Exported, to: str, made: Path) -> str:
-    """The model card of an export to ``unmask`` or ``sst``; documents every name in the weights file of `made`."""
+def cloud_card(exported: Exported, to: str, state: State) -> str:
+    """The model card of an export to ``unmask`` or ``sst``; documents every name of the weights `state`."""
     card = registry.card(exported.run.recipe.method)
     what = "The whole model (encoder, decoders and heads)" if to == "unmask" else "The encoder, for SST's detectors,"
     sections = {
@@ -42,7 +38,7 @@ def cloud_card(exported: Exported, to: str, made: Path) -> str:
         "itself. Measure it on your own data before you rely on it.",
         "How to load it": _LOADING[to],
         "Input": _input(exported.run),
-        "Keys": _KEYS[to] + "\n\n" + _keys(read_state(made / "model.safetensors")),
+        "Keys": _KEYS[to] + "\n\n" + _keys(state),
     }
     return model_card(exported, to, sections, ["point-cloud", "lidar"], "feature-extraction")
 
@@ -109,7 +105,7 @@ def _cells(counts: tuple[int, int, int]) -> str:
     return " x ".join(map(str, counts))
 
 
-def _keys(state: Mapping[str, Tensor]) -> str:
+def _keys(state: State) -> str:
     """A table of every name, with numbers as {i}, {j} and the values that they take."""
     found: dict[tuple[str, str], list[tuple[str, ...]]] = {}
     for name, tensor in state.items():

@@ -39,7 +39,7 @@ def export(run_dir: str | Path, out: str | Path, to: Target = "transformers") ->
     Raises:
         UnmaskError: not a run, `out` holds something or cannot be written, or no such format.
     """
-    return write_export(run_dir, out, to, _WRITERS, lambda exported, _: speech_card(exported, to))
+    return write_export(run_dir, out, to, _WRITERS, lambda exported: speech_card(exported, to))
 
 
 def _write_transformers(exported: Exported, out: Path) -> None:

@@ -43,7 +43,7 @@ def export(run_dir: str | Path, out: str | Path, to: Target = "timm") -> Path:
         UnmaskError: not a run, `out` holds something, or the other library cannot hold this model; says what can be
             exported instead.
     """
-    return write_export(run_dir, out, to, _WRITERS, lambda exported, _: image_card(exported, to), classifiers=["timm"])
+    return write_export(run_dir, out, to, _WRITERS, lambda exported: image_card(exported, to), classifiers=["timm"])
 
 
 def _write_transformers(exported: Exported, out: Path) -> None:
