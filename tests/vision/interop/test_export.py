@@ -163,9 +163,38 @@ def test_timm_gives_equal_logits(tmp_path: Path, method: str, model: dict[str, A
     assert "/home/me" not in text
 
 
-def test_formats_that_hold_no_classifier_say_what_does(tuned: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnmaskError, match="--to transformers writes none; export it with: --to timm$"):
-        export(tuned, tmp_path / "out", to="transformers")
+@pytest.mark.parametrize(
+    ("method", "model", "channels"),
+    [
+        ("vision/mae", MAE, 1),
+        ("vision/mae", {**MAE, "encoder": {**VIT, "positions": "none", "layer_scale": 0.1}}, 3),
+        ("vision/simmim", {"encoder": BEIT, "mask_unit": 4}, 3),
+    ],
+    ids=["mae", "no positions and layer scale", "relative bias"],
+)
+def test_transformers_gives_equal_logits(tmp_path: Path, method: str, model: dict[str, Any], channels: int) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    tuned = fine_tune(fabricate(tmp_path / "run", method, model, channels=channels), tmp_path / "tuned")
+    out = export(tuned, tmp_path / "out", to="transformers")
+    theirs = AutoModelForImageClassification.from_pretrained(out).eval()
+    ours: Any = unmask.vision.load(tuned)
+    x = images(channels=channels)
+    with torch.no_grad():
+        logits = ours.logits(x)
+        torch.testing.assert_close(theirs(x).logits, logits, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.1
+    assert [theirs.config.id2label[i] for i in range(5)] == ours.classes
+    assert list(AutoImageProcessor.from_pretrained(out).image_mean) == pytest.approx([0.4] * channels)
+    assert "AutoModelForImageClassification" in (out / "README.md").read_text()
+
+
+def test_classifiers_that_a_format_cannot_hold_are_refused_with_what_works(tmp_path: Path) -> None:
+    bare = fabricate(tmp_path / "bare", "vision/mae", {**MAE, "encoder": {**VIT, "class_token": False}})
+    bare = fine_tune(bare, tmp_path / "bare tuned")
+    with pytest.raises(UnmaskError, match="a class token and square images only; export this one with --to timm"):
+        export(bare, tmp_path / "out", to="transformers")
+    assert export(bare, tmp_path / "timm").is_dir()
     swin = fine_tune(fabricate(tmp_path / "run", "vision/simmim", {"encoder": SWIN, "mask_unit": 4}), tmp_path / "swin")
     with pytest.raises(UnmaskError, match="swin.* cannot hold this classifier.*unmask.vision.load, or export the run"):
         export(swin, tmp_path / "out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def write_export(
     to: str,
     writers: Mapping[str, Writer],
     card: Callable[[Exported], str],
-    classifiers: Sequence[str] = (),
+    classifiers: Collection[str] = (),
 ) -> Path:
     """Write a run, or a fine-tuned directory, to a scratch folder beside `out`, and rename it when it is complete.
 
@@ -97,7 +97,7 @@ def _open(path: Path) -> Exported:
     return Exported(LoadedRun(classifier, recipe, step), path, list(classifier.classes))
 
 
-def _no_place_for_a_head(exported: Exported, to: str, classifiers: Sequence[str]) -> str:
+def _no_place_for_a_head(exported: Exported, to: str, classifiers: Collection[str]) -> str:
     text = f"{exported.path} is a fine-tuned classifier, and --to {to} writes none"
     if classifiers:
         return f"{text}; export it with: {' or '.join(f'--to {name}' for name in classifiers)}"

@@ -3,25 +3,26 @@
 * ``timm``: the encoder, as ``timm.create_model("local-dir:PATH", pretrained=True)`` loads it. Its output is the mean
   over patch tokens, equal to `Features.pooled`; of a fine-tuned directory, the logits of its classes.
 * ``transformers``: the whole masked autoencoder, decoder included, as a ``ViTMAEForPreTraining`` directory with its
-  image processor.
+  image processor; of a fine-tuned directory, a ``BeitForImageClassification``, which pools as our classifiers do.
 
-Both get a model card. `unmask.vision.interop.pretrained` reads the second form back.
+Both get a model card. `unmask.vision.interop.pretrained` reads a ``ViTMAEForPreTraining`` back.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from unmask.core.errors import UnmaskError
-from unmask.core.interop.export import Exported, write_export
+from unmask.core.interop.export import Exported, Writer, write_export
 from unmask.core.interop.weights import State, save_state
 from unmask.vision.data.preprocess import Preprocess
 from unmask.vision.encoders.timm import SwinSettings
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
-from unmask.vision.interop.convert import mae_to_vitmae
+from unmask.vision.interop.convert import classifier_to_beit, mae_to_vitmae
 from unmask.vision.interop.model_card import image_card
 from unmask.vision.methods.mae import MAE
 
@@ -34,7 +35,7 @@ def export(run_dir: str | Path, out: str | Path, to: Target = "timm") -> Path:
     Args:
         run_dir: a run directory, or what `unmask finetune` wrote.
         out: a directory that does not exist yet, or is empty.
-        to: ``timm`` (the encoder, or the classifier) or ``transformers`` (the whole MAE).
+        to: ``timm`` (the encoder, or the classifier) or ``transformers`` (the whole MAE, or the classifier).
 
     Returns:
         `out`.
@@ -43,10 +44,16 @@ def export(run_dir: str | Path, out: str | Path, to: Target = "timm") -> Path:
         UnmaskError: not a run, `out` holds something, or the other library cannot hold this model; says what can be
             exported instead.
     """
-    return write_export(run_dir, out, to, _WRITERS, lambda exported: image_card(exported, to), classifiers=["timm"])
+    return write_export(run_dir, out, to, _WRITERS, lambda exported: image_card(exported, to), classifiers=_WRITERS)
 
 
 def _write_transformers(exported: Exported, out: Path) -> None:
+    made = _as_vitmae(exported) if exported.classes is None else _as_beit_classifier(exported, exported.classes)
+    made.save_pretrained(out)
+    Preprocess.of_data(exported.run.recipe.data).save(out)
+
+
+def _as_vitmae(exported: Exported) -> Any:
     method = exported.method
     if not isinstance(method, MAE):
         raise UnmaskError(
@@ -61,8 +68,41 @@ def _write_transformers(exported: Exported, out: Path) -> None:
 
     theirs = ViTMAEForPreTraining(_vitmae_config(method))
     theirs.load_state_dict(mae_to_vitmae(method.state_dict()))
-    theirs.save_pretrained(out)
-    Preprocess.of_data(exported.run.recipe.data).save(out)
+    return theirs
+
+
+def _as_beit_classifier(exported: Exported, classes: Sequence[str]) -> Any:
+    """Of transformers' classifiers the one that has its last norm behind the mean over patches."""
+    encoder = exported.method.encoder
+    if not isinstance(encoder, VisionTransformer) or encoder.cls_token is None or len(set(encoder.image_size)) > 1:
+        raise UnmaskError(
+            "transformers' BEiT holds classifiers on a ViT with a class token and square images only; export this one "
+            "with --to timm, or use it with unmask.vision.load"
+        )
+    from transformers import BeitConfig, BeitForImageClassification
+
+    s = encoder.settings
+    config = BeitConfig(
+        hidden_size=s.dim,
+        num_hidden_layers=s.depth,
+        num_attention_heads=s.heads,
+        intermediate_size=int(s.dim * s.mlp_ratio),
+        layer_norm_eps=1e-6,
+        image_size=encoder.image_size[0],
+        patch_size=s.patch_size,
+        num_channels=encoder.channels,
+        use_mask_token=False,
+        use_absolute_position_embeddings=s.positions != "none",
+        use_shared_relative_position_bias=s.relative_bias,
+        layer_scale_init_value=s.layer_scale or 0.0,
+        drop_path_rate=0.0,
+        use_mean_pooling=True,
+        id2label=dict(enumerate(classes)),
+        label2id={name: i for i, name in enumerate(classes)},
+    )
+    theirs = BeitForImageClassification(config)
+    theirs.load_state_dict(classifier_to_beit(exported.method.state_dict()))
+    return theirs
 
 
 def _not_in_vitmae(encoder: VisionTransformer) -> list[str]:
@@ -238,4 +278,4 @@ def _as_beit(s: ViTSettings, args: dict[str, Any], state: State) -> TimmModel:
     return TimmModel("beit_base_patch16_224", args, renamed, s.dim, "use_fc_norm")
 
 
-_WRITERS = {"timm": _write_timm, "transformers": _write_transformers}
+_WRITERS: dict[str, Writer] = {"timm": _write_timm, "transformers": _write_transformers}

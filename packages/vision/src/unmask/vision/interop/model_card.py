@@ -22,9 +22,9 @@ def image_card(exported: Exported, to: str) -> str:
     """The model card of an export to ``timm`` or ``transformers``."""
     run, classes = exported.run, exported.classes
     card = registry.card(run.recipe.method)
-    what = "The encoder" if to == "timm" else "The whole masked autoencoder (encoder and decoder)"
+    what = "The encoder" if to == "timm" or classes else "The whole masked autoencoder (encoder and decoder)"
     origin = f"of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without labels by hiding part of "
-    loading = "classifier" if classes else to
+    loading = f"{to} classifier" if classes else to
     sections = {
         "What this is": f"{what} {origin}every image and predicting it.{_masking_note(run.method, to)}",
         "Intended use": _CLASSIFIER_USE if classes else _ENCODER_USE,
@@ -50,7 +50,7 @@ features = encoder(images)  # normalised images [batch, {channels}, {height}, {w
 ```
 
 Features are the mean over patch tokens after the final norm; `encoder.forward_features(images)` gives the tokens.""",
-    "classifier": """With timm (1.0.31 or newer; PATH is this directory):
+    "timm classifier": """With timm (1.0.31 or newer; PATH is this directory):
 
 ```python
 import timm
@@ -59,6 +59,15 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 logits = model(images)  # normalised images [batch, {channels}, {height}, {width}] -> [batch, classes]
 names = [model.pretrained_cfg["label_names"][i] for i in logits.argmax(1)]
+```""",
+    "transformers classifier": """With transformers (PATH is this directory):
+
+```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("PATH").eval()
+inputs = AutoImageProcessor.from_pretrained("PATH")(images, return_tensors="pt")
+names = [model.config.id2label[int(i)] for i in model(**inputs).logits.argmax(1)]
 ```""",
     "transformers": """With transformers (PATH is this directory):
 
