@@ -34,8 +34,18 @@ def test_every_lack_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         data={"half": "half_a_domain"},
         tasks={"representation": "no_such_module"},
         export=None,
+        report="half_a_domain",
     )
     with pytest.raises(AssertionError) as error:
         check_domain(broken)
-    for part in ("no open_split", "no collate", "field `source`", "names elsewhere", "no_such_module", "formats"):
+    for part in (
+        "no open_split",
+        "no collate",
+        "no COMMANDS",
+        "no draw_pictures",
+        "field `source`",
+        "names elsewhere",
+        "no_such_module",
+        "formats",
+    ):
         assert part in str(error.value)

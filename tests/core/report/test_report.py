@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from unmask.core.errors import UnmaskError
 from unmask.core.report import Reference, make_reference, page, write_report
 from unmask.core.report.gather import read_run
-from unmask.core.report.pictures import shade, to_rgb
+from unmask.core.report.probes import chance, few_label_figure, score_table
 from unmask.core.report.reference import differences, judge
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -311,29 +310,66 @@ def test_the_page_shows_the_reference_and_the_verdict(tmp_path: Path, monkeypatc
     assert "reference band" in text
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+# ---- other methods, domains and tasks --------------------------------------------------------------------------------
 
 
-def test_pixels_come_back_from_normalised_units_for_any_channels() -> None:
-    grey = to_rgb(torch.zeros(1, 1, 2, 2), (0.25,), (0.5,))
-    assert grey.shape == (1, 3, 2, 2)
-    assert torch.all(grey == 0.25)
-    many = to_rgb(torch.full((1, 5, 2, 2), 9.0), (0.0,) * 5, (1.0,) * 5)
-    assert many.shape == (1, 3, 2, 2)
-    assert torch.all(many == 1.0)
+def page_of(run: Path) -> Page:
+    return Page(write_report(run).read_text())
 
 
-def test_pixels_of_any_range_are_shown_with_contrast() -> None:
-    ramp = torch.linspace(-2.5, 2.5, 6).view(1, 1, 2, 3).expand(1, 3, 2, 3)
-    expected = torch.linspace(0, 1, 6).view(1, 1, 2, 3).expand(1, 3, 2, 3)
-    for mean, std in ((0.12, 0.008), (295.0, 7.6), (-0.3, 0.2)):
-        torch.testing.assert_close(to_rgb(ramp, (mean,) * 3, (std,) * 3), expected)
+def test_a_domain_without_a_report_gets_what_is_every_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unmask.core.registry.part", lambda method, name: None)
+    parsed = page_of(make_run(tmp_path / "run", evaluation=EVALUATION))
+    assert parsed.all("img") == []
+    assert "What it hides" not in parsed.text and "unmask export" not in parsed.text
+    for part in ("Linear probe 97.0 %", "unmask embed", "Is the loss normal?"):
+        assert part in parsed.text
 
 
-def test_hidden_patches_are_shaded_where_they_are() -> None:
-    hidden = torch.tensor([[False, True, False, False, False, True]])  # a grid of 2 x 3
-    shaded = shade(torch.ones(1, 3, 4, 6), hidden)
-    assert torch.all(shaded[0, :, :2, 2:4] < 1) and torch.all(shaded[0, :, 2:, 4:] < 1)
-    assert int((shaded < 1).sum()) == 3 * 8
-    odd = torch.ones(1, 3, 5, 7)
-    assert shade(odd, hidden).equal(odd)
+@pytest.mark.parametrize("face", ["draw", "picture"])
+def test_a_method_that_shows_nothing_has_a_page_without_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, face: str
+) -> None:
+    from unmask.vision.methods.mae import MAE
+
+    run = make_run(tmp_path / "run")
+    monkeypatch.delattr(MAE, face)
+    parsed = page_of(run)
+    assert parsed.all("img") == [] and "What it hides" not in parsed.text
+    assert "of the whole method" in parsed.text, "its parameters are counted all the same"
+
+
+def test_a_run_without_data_or_with_measures_of_its_own_has_a_page(tmp_path: Path) -> None:
+    recipe = {name: value for name, value in RECIPE.items() if name != "data"}
+    text = page_of(make_run(tmp_path / "run", weights=False, recipe=recipe, evaluation={"fid": 3.0})).text
+    assert "on data" not in text
+    assert "Not measured yet" in text
+
+
+def test_a_table_has_the_measures_that_were_taken() -> None:
+    rows = {
+        "trained": {
+            "knn": 0.25,
+            "few_label": {"1": 0.5, "100": 0.75},
+            "parts": {"iou": 0.125},
+            "rankme": 3.0,
+            "dim": 8,
+        },
+        "random": {"knn": 0.5},
+    }
+    titles, table = score_table(
+        {"rows": rows, "names": {"trained": "ours"}}, [("IoU", ("parts", "iou")), ("x", ("x",))]
+    )
+    assert titles == ["k-NN", "1 % labels", "IoU", "RankMe"]
+    assert table == [
+        ("ours", [("25.0", False), ("50.0", True), ("12.5", True), ("3.0 of 8", False)]),
+        ("random", [("50.0", True), ("–", False), ("–", False), ("–", False)]),
+    ]
+    assert score_table({"rows": {"trained": {}}}) == ([], [("trained", [])])
+    assert few_label_figure({"rows": {"trained": {}}}) is None
+
+
+def test_chance_is_two_deviations_of_a_difference() -> None:
+    generator = np.random.default_rng(0)
+    a, b = (generator.binomial(400, 0.5, 20_000) / 400 for _ in range(2))
+    assert np.mean(100 * np.abs(a - b) > chance(0.5, 0.5, 400)) == pytest.approx(0.05, abs=0.01)

@@ -16,6 +16,7 @@ from scans import fabricate, scan, write_las, write_scans
 from sklearn.metrics import accuracy_score, jaccard_score
 from torch import Tensor
 
+import unmask.pointcloud
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.features import FeatureSplit, Splits
 from unmask.core.evaluation.finetune import Classifier, FineTuning, layer_ids, layered_groups
@@ -35,6 +36,7 @@ from unmask.pointcloud.evaluation.features import BINS, QUANTILES, cloud_vectors
 from unmask.pointcloud.evaluation.finetuning import PooledEncoder, protocol_for
 from unmask.pointcloud.evaluation.representation import embed, evaluate, finetune, load_classifier, table
 from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, voxelise
+from unmask.pointcloud.interop.export import export
 from unmask.pointcloud.interop.model import CloudEncoder
 from unmask.pointcloud.report.sections import probes
 
@@ -497,6 +499,15 @@ def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path)
     assert float(right) == pytest.approx(result["accuracy"])
     names = set(torch_names(tmp_path / "out" / "model.safetensors"))
     assert {name.split(".")[0] for name in names} == {"pillar_encoder", "encoder", "norm", "head"}
+
+    loaded: Any = unmask.pointcloud.load(tmp_path / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.logits(loaded.preprocess(files)), answered)
+        features = loaded(batch)
+    assert loaded.classes == model.classes and len(features.per_point()[1]) == len(batch.points)
+    for to in ("unmask", "sst"):
+        with pytest.raises(UnmaskError, match=f"--to {to} writes none; use it with unmask.pointcloud.load, or export"):
+            export(tmp_path / "out", tmp_path / "exported", to)  # type: ignore[arg-type]
 
 
 def test_from_scratch_the_trained_weights_have_no_say(run: Path, tmp_path: Path) -> None:

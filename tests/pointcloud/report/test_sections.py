@@ -22,7 +22,7 @@ from unmask.core.method import Clock
 from unmask.core.randomness import Key
 from unmask.core.report import write_report
 from unmask.core.report.gather import read_run
-from unmask.core.report.page import Probes
+from unmask.core.report.parts import Probes
 from unmask.core.training import checkpoint
 from unmask.core.training.recipe import make_recipe
 from unmask.pointcloud.data.batches import PointBatch
@@ -30,12 +30,18 @@ from unmask.pointcloud.encoders.window import WindowSettings
 from unmask.pointcloud.geometry.targets import GeometryTargets
 from unmask.pointcloud.geometry.voxels import VoxelGrid
 from unmask.pointcloud.methods.geomae import GeoMAE, GeoMAEPlan, Prediction, Settings, occupancy_loss, unsigned_l2
-from unmask.pointcloud.report import sections
 from unmask.pointcloud.report.drawing import (
-    ABOVE,
     DIRECTIONS,
     DPI,
     LEAST_CURVED,
+    curvature_scale,
+    draw,
+    height_scale,
+    normal_colours,
+)
+from unmask.pointcloud.report.pictures import caption, describe, likely, measure, positions, scene
+from unmask.pointcloud.report.scene import (
+    ABOVE,
     ZOOM,
     Compared,
     Scene,
@@ -43,16 +49,11 @@ from unmask.pointcloud.report.drawing import (
     blocks,
     choose_view,
     crop,
-    curvature_scale,
     discs,
-    draw,
-    height_scale,
-    normal_colours,
     oblique,
     subset,
 )
-from unmask.pointcloud.report.pictures import caption, describe, likely, measure, positions, scene
-from unmask.pointcloud.report.sections import probes
+from unmask.pointcloud.report.sections import probes, sections
 
 PAIRS = ("centroids", "normals", "curvature")
 GRID = VoxelGrid((-1.0, -1.0, -1.0), (0.25, 0.25, 2.0), (8, 8))

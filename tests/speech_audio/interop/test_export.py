@@ -196,16 +196,19 @@ def test_directories_of_transformers_are_read(tmp_path: Path) -> None:
 def test_a_directory_with_pickles_alone_is_refused(tmp_path: Path) -> None:
     hubert(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UnmaskError, match=r"pytorch_model\.bin: only safetensors are read.*save_pretrained"):
+    with pytest.raises(UnmaskError, match=r"pytorch_model\.bin: .* only safetensors are read.*save_pretrained"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
-def test_a_pickle_is_not_opened(tmp_path: Path, suffix: str) -> None:
+def test_of_a_pickle_only_tensors_are_read(exported: Any, runs: Any, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"hubert_base{suffix}"
-    file.write_bytes(b"\x80\x04.")
-    with pytest.raises(UnmaskError, match="only safetensors are read"):
+    torch.save({"args": Path("code"), "state_dict": {}}, file)
+    with pytest.raises(UnmaskError, match="cannot be read as tensors alone .*safetensors.torch.save_file"):
         load(file)
+    torch.save(load_file(exported["base", "torchaudio"] / "model.safetensors"), file)
+    shutil.copy(exported["base", "torchaudio"] / "config.json", tmp_path / "config.json")
+    assert load(file).encoder(waves()).equal(load(runs["base"]).encoder(waves()))
 
 
 def test_a_bare_torchaudio_file_needs_its_number_of_heads(exported: Any, tmp_path: Path) -> None:
@@ -285,6 +288,15 @@ def test_a_run_without_a_speech_encoder_is_refused(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "model.safetensors", build(recipe).state_dict(), {"step": 1, "method": recipe.method})
     with pytest.raises(UnmaskError, match="a run of vision/mae has no speech encoder"):
         load(tmp_path)
+
+
+def test_a_classifier_of_speech_is_not_known(runs: Any, tmp_path: Path) -> None:
+    tuned = shutil.copytree(runs["base"], tmp_path / "tuned")
+    (tuned / "finetune.json").write_text("{}")
+    with pytest.raises(UnmaskError, match="has no classifiers; give the run that was fine-tuned instead"):
+        load(tuned)
+    with pytest.raises(UnmaskError, match="has no classifiers; give the run that was fine-tuned instead"):
+        export(tuned, tmp_path / "out")
 
 
 # ---- use -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import unmask.vision
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.finetune import Classifier
 from unmask.core.mask import Mask
 from unmask.core.method import Plan
 from unmask.core.training import checkpoint
@@ -97,6 +98,110 @@ def test_timm_gives_equal_features(tmp_path: Path, method: str, model: dict[str,
     assert list(config["mean"]) == pytest.approx([0.4] * channels)
 
 
+# ---- fine-tuned classifiers ----------------------------------------------------------------------------------------
+
+
+def fine_tune(run: Path, out: Path, classes: int = 5) -> Path:
+    """A fine-tuned directory as `unmask finetune` leaves it, with random weights far from those of initialisation."""
+    loaded = load_run(run)
+    model = Classifier(loaded.method.encoder, classes)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(4)
+    for parameter in (*model.norm.parameters(), *model.head.parameters()):
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
+    out.mkdir()
+    names = [f"digit {i}" for i in range(classes)]
+    (out / "recipe.yaml").write_text(to_yaml(loaded.recipe))
+    (out / "finetune.json").write_text(json.dumps({"step": loaded.step, "classes": names, "data": "/home/me/digits"}))
+    checkpoint.write(out / "model.safetensors", model.state_dict(), {"classes": names})
+    return out
+
+
+@pytest.fixture(scope="module")
+def tuned(run: Path) -> Path:
+    return fine_tune(run, run.parent / "tuned")
+
+
+def test_a_classifier_is_loaded_like_a_run(tuned: Path, tmp_path: Path) -> None:
+    encoder: Any = unmask.vision.load(tuned)
+    assert not encoder.training and encoder.classes == [f"digit {i}" for i in range(5)]
+    Image.new("L", (40, 60), 200).save(tmp_path / "grey.png")
+    x = encoder.preprocess([tmp_path / "grey.png", Image.new("L", (28, 28), 9)])
+    features = encoder(x)
+    assert features.pooled.shape == (2, 48) and features.grid == (7, 7)
+    classifier = encoder.classifier
+    torch.testing.assert_close(encoder.logits(x), classifier.head(classifier.norm(features.pooled)))
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "channels"),
+    [
+        ("vision/mae", MAE, 1),
+        ("vision/mae", {**MAE, "encoder": {**VIT, "class_token": False}}, 3),
+        ("vision/mae", {**MAE, "encoder": {**VIT, "positions": "learned", "layer_scale": 0.1}}, 4),
+        ("vision/simmim", {"encoder": BEIT, "mask_unit": 4}, 3),
+    ],
+    ids=["mae", "no class token", "learned positions and layer scale", "relative bias"],
+)
+def test_timm_gives_equal_logits(tmp_path: Path, method: str, model: dict[str, Any], channels: int) -> None:
+    import timm
+
+    tuned = fine_tune(fabricate(tmp_path / "run", method, model, channels=channels), tmp_path / "tuned")
+    out = export(tuned, tmp_path / "out", to="timm")
+    theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    ours: Any = unmask.vision.load(tuned)
+    x = images(channels=channels)
+    with torch.no_grad():
+        logits = ours.logits(x)
+        torch.testing.assert_close(theirs(x), logits, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.1
+    assert (theirs.num_classes, theirs.pretrained_cfg["num_classes"]) == (5, 5)
+    assert theirs.pretrained_cfg["label_names"] == ours.classes
+    text = (out / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["pipeline_tag"] == "image-classification"
+    for part in ("digit 4 (4)", "then fine-tuned on labels of 5 classes", "finetune.json", "label_names"):
+        assert part in text
+    assert "/home/me" not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "channels"),
+    [
+        ("vision/mae", MAE, 1),
+        ("vision/mae", {**MAE, "encoder": {**VIT, "positions": "none", "layer_scale": 0.1}}, 3),
+        ("vision/simmim", {"encoder": BEIT, "mask_unit": 4}, 3),
+    ],
+    ids=["mae", "no positions and layer scale", "relative bias"],
+)
+def test_transformers_gives_equal_logits(tmp_path: Path, method: str, model: dict[str, Any], channels: int) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    tuned = fine_tune(fabricate(tmp_path / "run", method, model, channels=channels), tmp_path / "tuned")
+    out = export(tuned, tmp_path / "out", to="transformers")
+    theirs = AutoModelForImageClassification.from_pretrained(out).eval()
+    ours: Any = unmask.vision.load(tuned)
+    x = images(channels=channels)
+    with torch.no_grad():
+        logits = ours.logits(x)
+        torch.testing.assert_close(theirs(x).logits, logits, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.1
+    assert [theirs.config.id2label[i] for i in range(5)] == ours.classes
+    assert list(AutoImageProcessor.from_pretrained(out).image_mean) == pytest.approx([0.4] * channels)
+    assert "AutoModelForImageClassification" in (out / "README.md").read_text()
+
+
+def test_classifiers_that_a_format_cannot_hold_are_refused_with_what_works(tmp_path: Path) -> None:
+    bare = fabricate(tmp_path / "bare", "vision/mae", {**MAE, "encoder": {**VIT, "class_token": False}})
+    bare = fine_tune(bare, tmp_path / "bare tuned")
+    with pytest.raises(UnmaskError, match="a class token and square images only; export this one with --to timm"):
+        export(bare, tmp_path / "out", to="transformers")
+    assert export(bare, tmp_path / "timm").is_dir()
+    swin = fine_tune(fabricate(tmp_path / "run", "vision/simmim", {"encoder": SWIN, "mask_unit": 4}), tmp_path / "swin")
+    with pytest.raises(UnmaskError, match="swin.* cannot hold this classifier.*unmask.vision.load, or export the run"):
+        export(swin, tmp_path / "out")
+    assert unmask.vision.load(swin).logits(images()).shape == (3, 5)  # type: ignore[operator]
+    assert export(tmp_path / "run", tmp_path / "out").is_dir()  # both ways out that the message names
+
+
 def test_transformers_gives_equal_loss_and_features(run: Path, vitmae: Path) -> None:
     from transformers import ViTMAEForPreTraining, ViTMAEModel
 
@@ -150,9 +255,10 @@ def test_continued_pretraining_starts_where_it_ended(run: Path, vitmae: Path, tm
     trained = load_run(run)
     released = {name.removeprefix("encoder."): t.clone() for name, t in trained.method.state_dict().items()}
     save_file(released, tmp_path / "full.safetensors")
+    torch.save({"model": released}, tmp_path / "full.pth")
     x, plan = images(), Plan(Mask.from_scores(torch.rand(3, 49), 12))
     wanted = trained.method(batch_of(x), plan).loss
-    for source in (run, vitmae, tmp_path / "full.safetensors", run / "model.safetensors"):
+    for source in (run, vitmae, tmp_path / "full.safetensors", tmp_path / "full.pth", run / "model.safetensors"):
         fresh = _build(trained.recipe)
         assert not torch.isclose(fresh(batch_of(x), plan).loss, wanted)
         load_initial_weights(fresh, source)
@@ -235,12 +341,12 @@ def test_other_refusals(run: Path, vitmae: Path, tmp_path: Path) -> None:
         export(run, vitmae)
     with pytest.raises(UnmaskError, match="not a run"):
         export(tmp_path, tmp_path / "out")
-    with pytest.raises(UnmaskError, match="no such directory"):
+    with pytest.raises(UnmaskError, match="no such file or directory"):
         unmask.vision.load(tmp_path / "nowhere")
     with pytest.raises(UnmaskError, match=r"no recipe.yaml.*no config.json"):
         unmask.vision.load(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"")
-    with pytest.raises(UnmaskError, match="only safetensors are read"):
+    with pytest.raises(UnmaskError, match="cannot be read as tensors alone"):
         load_initial_weights(load_run(run).method, tmp_path / "weights.pth")
 
 

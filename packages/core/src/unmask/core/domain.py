@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unmask.core.errors import Problem
+    from unmask.core.report.gather import RunFacts
+    from unmask.core.report.parts import Pictures, Probes, Section
 
 Split = Literal["train", "val", "test", "all"]
 
@@ -107,28 +109,47 @@ class Task(Protocol):
 
 
 class Pretrained(Protocol):
-    """A domain's module that reads weights."""
+    """A domain's module that reads weights.
 
-    def load(self, path: str) -> nn.Module:
-        """The encoder of a run or an exported directory, with its preprocessing."""
+    What `load` gives has ``preprocess(samples)``, from what a user has to a batch; called with that batch it gives
+    `unmask.core.method.Features`. Of a fine-tuned directory it is a `unmask.core.interop.fine_tuned.FineTunedEncoder`,
+    which has ``logits(batch)`` and ``classes``, too.
+    """
 
-    def load_initial_weights(self, method: nn.Module, init: str) -> None:
+    def load(self, path: str | Path, device: str = "cpu") -> nn.Module:
+        """The encoder of a run, a fine-tuned or an exported directory or a hub id, in eval mode."""
+
+    def load_initial_weights(self, method: nn.Module, path: str | Path) -> None:
         """Start a method from the weights of a run or an exported directory."""
 
 
 class Export(Protocol):
-    """A domain's module that writes weights for other libraries."""
+    """A domain's module that writes weights for other libraries; see `unmask.core.interop.export.write_export`."""
 
-    def export(self, run_dir: Path, out: Path, to: str = ...) -> Path:
-        """Write a run's weights in the format `to`, with a model card; returns the directory."""
+    def export(self, run_dir: str | Path, out: str | Path, to: Any = ...) -> Path:
+        """Write the weights of a run or a fine-tuned directory in one of the domain's formats, with a model card.
+
+        Raises:
+            UnmaskError: no such format, or one that cannot hold these weights; names one that can, where there is one.
+        """
 
 
 class Report(Protocol):
-    """A domain's module that draws its parts of a run's page; see `unmask.core.report.page`."""
+    """A domain's module that gives its parts of a run's page.
 
-    def draw_pictures(self, run: Any) -> Any: ...
-    def probes(self, run: Any) -> Any: ...
-    def sections(self, run: Any) -> Any: ...
+    `COMMANDS` are how to go on: what each does, and the command with ``{run}`` for the run's directory.
+    """
+
+    COMMANDS: Sequence[tuple[str, str]]
+
+    def draw_pictures(self, run: RunFacts) -> Pictures:
+        """The gallery; see `unmask.core.report.pictures.draw_with`."""
+
+    def probes(self, run: RunFacts) -> Probes | None:
+        """The evaluation, None before there is one; `unmask.core.report.probes.probes` is for frozen features."""
+
+    def sections(self, run: RunFacts) -> Sequence[Section]:
+        """Parts that only this domain has."""
 
 
 _NEEDS = {
@@ -136,7 +157,7 @@ _NEEDS = {
     "tasks": ("evaluate", "table"),
     "pretrained": ("load", "load_initial_weights"),
     "export": ("export",),
-    "report": ("draw_pictures", "probes", "sections"),
+    "report": ("COMMANDS", "draw_pictures", "probes", "sections"),
     "sets": ("CARRIERS",),
     "checks": ("check_method",),
 }

@@ -27,7 +27,8 @@ DOMAIN = Domain(
     tasks={"representation": "unmask.vision.evaluation.representation"},
     pretrained="unmask.vision.interop.pretrained",
     export="unmask.vision.interop.export",
-    formats={"timm": "the encoder", "transformers": "the whole model, of MAE"},
+    formats={"timm": "the encoder", "transformers": "the whole model, of MAE; a classifier"},
+    report="unmask.vision.report.sections",
     sets="unmask.vision.data.embedded.carriers",
     checks="unmask.vision.checks",
 )

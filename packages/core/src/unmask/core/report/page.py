@@ -2,92 +2,50 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unmask.core import registry
+from unmask.core.domain import Report
 from unmask.core.report import plots
 from unmask.core.report.gather import RunFacts, read_run
-from unmask.core.report.pictures import Pictures, draw_pictures
-from unmask.core.report.reference import FLOOR, WIDTH, Verdict, differences, find_reference, judge
+from unmask.core.report.parts import Figure, Pictures, Tile, Verdict
+from unmask.core.report.probes import probes
+from unmask.core.report.reference import FLOOR, WIDTH, differences, find_reference, judge
 from unmask.core.training.files import write_text
 from unmask.core.training.monitor import duration
 from unmask.core.training.recipe import flatten
 
-
-@dataclass(frozen=True)
-class Tile:
-    """A headline number: what, how much, and beside what."""
-
-    label: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot with the sentence that says what it shows."""
-
-    title: str
-    svg: str
-    alt: str
-    note: str = ""
-
-
-Rows = list[tuple[str, list[tuple[str, bool]]]]
-
-
-@dataclass(frozen=True)
-class Probes:
-    """The evaluation as a table: cells are text, and whether they are the best of their column."""
-
-    columns: list[str]
-    rows: Rows
-    summary: Verdict
-    note: str
-    figure: Figure | None = None
-    corner: str = "features"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A domain's own part of the page: a table as in `Probes`, plots, and a sentence or two."""
-
-    title: str
-    note: str
-    columns: list[str] = field(default_factory=list)
-    rows: Rows = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
+COMMANDS = (
+    ("Measure the encoder on labelled data of yours", "unmask evaluate {run} --data LABELLED"),
+    ("Train a classifier from it", "unmask finetune {run} --data LABELLED"),
+    ("One vector per sample, as a parquet file", "unmask embed {run} FOLDER --out features.parquet"),
+)
 
 
 def write_report(run_dir: str | Path) -> Path:
     """Write RUN/report.html, which needs no other file and no network. Works on a run that is still training, too.
 
-    A domain whose module ``report`` has ``draw_pictures(run) -> Pictures``, ``probes(run) -> Probes | None`` and
-    ``sections(run) -> list[Section]`` draws these parts itself; images are the default.
+    A domain's report module (`unmask.core.domain.Report`) gives its own parts. Without one there are no pictures.
 
     Raises:
         UnmaskError: not a run directory.
     """
     run = read_run(run_dir)
     out = run.path / "report.html"
-    part = registry.part(run.card.id, "report")
-    pictures = part.draw_pictures(run) if part else draw_pictures(run)
-    write_text(out, render(run, pictures))
+    write_text(out, render(run, registry.part(run.card.id, "report")))
     return out
 
 
-def render(run: RunFacts, pictures: Pictures) -> str:
-    """The page as HTML. Everything that comes from the run is escaped."""
+def render(run: RunFacts, part: Report | None) -> str:
+    """The page as HTML, with the parts of a domain's report module. Everything that comes from the run is escaped."""
     import jinja2
     from markupsafe import Markup
 
-    part = registry.part(run.card.id, "report")
+    pictures = part.draw_pictures(run) if part else Pictures()
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = Markup
@@ -100,13 +58,13 @@ def render(run: RunFacts, pictures: Pictures) -> str:
         loss_notes=_loss_notes(run),
         verdict=_verdict(run),
         pictures=pictures,
-        probes=part.probes(run) if part else _probes(run),
+        probes=part.probes(run) if part else probes(run),
         sections=part.sections(run) if part else [],
         speed=_speed_figure(run),
         rate=_rate_figure(run),
         settings=_settings(run),
         environment=_environment(run),
-        commands=_commands(run, getattr(part, "COMMANDS", _COMMANDS)),
+        commands=_commands(run, part.COMMANDS if part else COMMANDS),
     )
 
 
@@ -214,86 +172,6 @@ def _rate_figure(run: RunFacts) -> Figure | None:
     return Figure("Learning rate", plots.rate_plot(rate), alt)
 
 
-# ---- probes --------------------------------------------------------------------------------------------------------
-
-
-def _probes(run: RunFacts) -> Probes | None:
-    found = run.evaluation
-    if found is None:
-        return None
-    rows, names = found["rows"], found["names"]
-    columns = _probe_columns(rows)
-    table = []
-    for name, row in rows.items():
-        cells = [(text(row), _is_best(get(row), [get(r) for r in rows.values()])) for _, get, text in columns]
-        table.append((names.get(name, name), cells))
-    titles = [title for title, _, _ in columns]
-    if not found.get("labelled"):
-        return Probes(titles, table, Verdict(found["note"], "plain"), "")
-    curves = {names.get(n, n): row["few_label"] for n, row in rows.items()}
-    alt = "; ".join(
-        f"{n}: " + ", ".join(f"{100 * v:.1f} % with {s} %" for s, v in c.items()) for n, c in curves.items()
-    )
-    figure = Figure("Accuracy by labels used", plots.few_label_plot(curves), alt + ".")
-    return Probes(titles, table, _compare(found), _probe_note(found), figure)
-
-
-def _probe_columns(rows: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Title, value (None: not to be ranked) and text of each column that some row has."""
-
-    def accuracy(title: str, key: str) -> tuple[str, Any, Any]:
-        return title, lambda r: r.get(key), lambda r: f"{100 * r[key]:.1f}" if key in r else "–"
-
-    def few(share: str) -> tuple[str, Any, Any]:
-        return f"{share} % labels", lambda r: r["few_label"][share], lambda r: f"{100 * r['few_label'][share]:.1f}"
-
-    first = next(iter(rows.values()))
-    columns = [accuracy("k-NN", "knn"), accuracy("linear", "linear")] if "linear" in first else []
-    columns += [few(share) for share in first.get("few_label", {}) if share != "100"]
-    if any("finetune" in row for row in rows.values()):
-        columns.append(accuracy("fine-tuned", "finetune"))
-    columns.append(("RankMe", lambda r: None, lambda r: f"{r['rankme']:.1f} of {r['dim']}"))
-    return columns
-
-
-def _is_best(value: float | None, column: list[float | None]) -> bool:
-    return value is not None and value == max(v for v in column if v is not None)
-
-
-def _compare(found: dict[str, Any]) -> Verdict:
-    """The linear probe in a sentence, with what chance alone allows."""
-    rows, n = found["rows"], found["splits"]["test"]
-    best, name = max((row["linear"], name) for name, row in rows.items() if name != "trained")
-    own = rows["trained"]["linear"]
-    gap, noise = 100 * (own - best), 196 * math.sqrt((own * (1 - own) + best * (1 - best)) / n)
-    where = f"the best reference ({found['names'][name]}, {100 * best:.1f} %)"
-    chance = f"With {n:,} test samples, differences under about {noise:.1f} points may be chance."
-    if abs(gap) < noise:
-        return Verdict(f"Linear probe {100 * own:.1f} %: within chance of {where}. {chance}", "plain")
-    if gap > 0:
-        return Verdict(f"Linear probe {100 * own:.1f} %: {gap:.1f} points above {where}. {chance}", "good")
-    return Verdict(
-        f"Linear probe {100 * own:.1f} %: {-gap:.1f} points below {where}. {chance} Longer training, more data or "
-        "fine-tuning is where to look.",
-        "warn",
-    )
-
-
-def _probe_note(found: dict[str, Any]) -> str:
-    sizes = found["splits"]
-    text = (
-        f"Test accuracy in percent on {found['data']} ({sizes['classes']} classes): fitted on {sizes['train']:,} "
-        f"samples, chosen on {sizes['val']:,}, reported once on {sizes['test']:,}. Features are means over tokens. The "
-        "untrained encoder has the same architecture at random weights; every row gets the same probes and tuning. The "
-        "best of a column is bold."
-    )
-    if "finetune" in found["rows"]["trained"]:
-        text += " Fine-tuning the untrained encoder means training from scratch."
-    return (
-        text + " RankMe counts the dimensions that features use; it says whether they collapsed, not how good they are."
-    )
-
-
 # ---- the rest ------------------------------------------------------------------------------------------------------
 
 
@@ -322,14 +200,6 @@ def _environment(run: RunFacts) -> dict[str, str]:
     found["resumed"] = ", ".join(f"at step {r['step']}" for r in found.get("resumed", [])) or None
     flat = {k.replace("_", " "): _text(v) for k, v in found.items() if v not in (None, [], "")}
     return flat | {name: str(version) for name, version in versions.items()}
-
-
-_COMMANDS = (
-    ("Measure the encoder on labelled data of yours", "unmask evaluate {run} --data LABELLED"),
-    ("Train a classifier from it", "unmask finetune {run} --data LABELLED"),
-    ("One vector per sample, as a parquet file", "unmask embed {run} FOLDER --out features.parquet"),
-    ("Take the encoder to timm", "unmask export {run} --to timm --out encoder/"),
-)
 
 
 def _commands(run: RunFacts, known: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

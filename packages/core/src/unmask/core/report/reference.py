@@ -7,17 +7,17 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.report.gather import RunFacts, read_run
+from unmask.core.report.parts import Verdict
 from unmask.core.training.files import write_json
 from unmask.core.training.recipe import flatten, read_yaml
 
-Tone = Literal["good", "warn", "plain"]
 WIDTH = 2.0  # the band is the mean over seeds plus and minus this many deviations ...
 FLOOR = 0.02  # ... and never narrower than this share of the mean, since few seeds give a rough deviation
 TAIL = 0.1  # the verdict is on the mean over this last share of the run
@@ -47,14 +47,6 @@ class Reference:
         mean, spread = (np.interp(steps, self.step, values) for values in (self.loss, self.spread))
         half = np.maximum(WIDTH * spread, FLOOR * np.abs(mean))
         return mean - half, mean + half
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A sentence about a run's loss and how to colour it."""
-
-    text: str
-    tone: Tone
 
 
 def make_reference(runs: Sequence[str | Path], out: str | Path | None = None) -> Reference:
@@ -140,7 +132,7 @@ def judge(steps: Sequence[int], loss: Sequence[float], reference: Reference, dif
     if mean < low:
         return Verdict(
             f"Below the reference band {where}: {numbers}. A lower loss is not a better encoder; check that as much is "
-            "hidden and that images vary.",
+            "hidden and that samples vary.",
             "warn",
         )
     return Verdict(f"Normal: within the reference band {where} ({numbers}).", "good")

@@ -11,25 +11,20 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
-from torch import Tensor
-
 from unmask.core.errors import UnmaskError
-from unmask.core.training.checkpoint import LoadedRun, load_run
+from unmask.core.interop.export import Exported, write_export
+from unmask.core.interop.model_card import public
+from unmask.core.interop.weights import State, save_state
 from unmask.core.training.recipe import as_dict
 from unmask.pointcloud.encoders.window import WindowTransformer
 from unmask.pointcloud.interop import convert
-from unmask.pointcloud.interop.model_card import model_card, public_name
+from unmask.pointcloud.interop.model_card import cloud_card
 
 Target = Literal["unmask", "sst"]
-State = dict[str, Tensor]
 
 
 def export(run_dir: str | Path, out: str | Path, to: Target = "unmask") -> Path:
@@ -47,52 +42,34 @@ def export(run_dir: str | Path, out: str | Path, to: Target = "unmask") -> Path:
         UnmaskError: not a run, `out` holds something or cannot be written, no such format, or an encoder that it has no
             place for.
     """
-    write = _WRITERS.get(to)
-    if write is None:
-        raise UnmaskError(f"cannot export point clouds to {to!r}; choose one of: {', '.join(_WRITERS)}")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UnmaskError(f"{out} is there already and not empty; give a new directory for the export")
-    run = load_run(run_dir)
-    state, extra = write(run)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            made = Path(scratch) / "export"
-            made.mkdir()
-            tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-            save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-            config = {"format": to, **_recipe(run), **extra}
-            (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            (made / "README.md").write_text(model_card(run, Path(run_dir), to, tensors), encoding="utf-8")
-            if out.exists():
-                out.rmdir()
-            shutil.move(made, out)
-    except OSError as error:
-        raise UnmaskError(f"cannot write the export to {out}: {error.strerror or error}") from None
-    return out
+    return write_export(
+        run_dir, out, to, _WRITERS, lambda exported: cloud_card(exported, to, _STATES[to](exported.method.state_dict()))
+    )
 
 
-def _recipe(run: LoadedRun) -> dict[str, Any]:
-    """What builds the model and prepares its input; of the data's place its own name only."""
-    data = replace(run.recipe.data, source=public_name(run.recipe.data.source))
-    values = as_dict(replace(run.recipe, data=data))
-    return {"method": run.recipe.method, "step": run.step, "model": values["model"], "data": values["data"]}
+def _write_unmask(exported: Exported, out: Path) -> None:
+    _write(exported, out, "unmask")
 
 
-def _as_unmask(run: LoadedRun) -> tuple[State, dict[str, Any]]:
-    return dict(run.method.state_dict()), {}
-
-
-def _as_sst(run: LoadedRun) -> tuple[State, dict[str, Any]]:
-    method: Any = run.method
+def _write_sst(exported: Exported, out: Path) -> None:
+    recipe, method = exported.run.recipe, exported.method
     if not isinstance(method.encoder, WindowTransformer):
         raise UnmaskError(
             f"SST has no place for an encoder of {type(method.encoder).__name__}: its detectors are made of window "
             "transformers (model.convolutions: null). Export it with: --to unmask"
         )
-    settings = convert.sst_settings(run.recipe.model.encoder, run.recipe.data, method.grid)
-    return convert.to_sst(method.state_dict()), {"detector": settings}
+    _write(exported, out, "sst", detector=convert.sst_settings(recipe.model.encoder, recipe.data, method.grid))
 
 
-_WRITERS: dict[str, Callable[[LoadedRun], tuple[State, dict[str, Any]]]] = {"unmask": _as_unmask, "sst": _as_sst}
+def _write(exported: Exported, out: Path, to: str, **extra: Any) -> None:
+    """The weights, and what builds the model and prepares its input; of folders their own names only."""
+    run = exported.run
+    values = as_dict(public(run.recipe))
+    config = {"format": to, "method": run.recipe.method, "step": run.step}
+    config |= {"model": values["model"], "data": values["data"], **extra}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_state(_STATES[to](exported.method.state_dict()), out / "model.safetensors")
+
+
+_WRITERS = {"unmask": _write_unmask, "sst": _write_sst}
+_STATES: dict[str, Callable[[State], State]] = {"unmask": dict, "sst": convert.to_sst}

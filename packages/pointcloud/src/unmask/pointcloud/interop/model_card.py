@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-from torch import Tensor
-
 from unmask.core import registry
+from unmask.core.interop.export import Exported
+from unmask.core.interop.model_card import lines, model_card, public
+from unmask.core.interop.weights import State, shape
 from unmask.core.training.checkpoint import LoadedRun
-from unmask.core.training.recipe import to_yaml
 from unmask.pointcloud.data.readers import WIDTHS
 
-_TAGS = ["unmask", "self-supervised-learning", "point-cloud", "lidar"]
 _NORMALISED = {
     "none": "as they are, in the sensor's or the file's own frame",
     "center": "moved so that the middle of the cloud's bounding box in x and y, and its least z, are at 0",
@@ -31,18 +25,9 @@ _CHANNELS = {
 }
 
 
-def model_card(run: LoadedRun, run_dir: Path, to: str, state: Mapping[str, Tensor]) -> str:
-    """A model card in the hub's format: YAML front matter, then Markdown.
-
-    Args:
-        run: the exported run.
-        run_dir: its directory; versions and scores are read from the files there.
-        to: ``unmask`` or ``sst``.
-        state: what is exported; every name of it is documented.
-    """
-    card = registry.card(run.recipe.method)
-    name = card.id.split("/")[1]
-    front = {"library_name": to, "pipeline_tag": "feature-extraction", "tags": [*_TAGS, name]}
+def cloud_card(exported: Exported, to: str, state: State) -> str:
+    """The model card of an export to ``unmask`` or ``sst``; documents every name of the weights `state`."""
+    card = registry.card(exported.run.recipe.method)
     what = "The whole model (encoder, decoders and heads)" if to == "unmask" else "The encoder, for SST's detectors,"
     sections = {
         "What this is": f"{what} of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without labels by "
@@ -52,17 +37,10 @@ def model_card(run: LoadedRun, run_dir: Path, to: str, state: Mapping[str, Tenso
         "that it was trained on: of the same sensor, or the same kind of scan. It classifies and detects nothing by "
         "itself. Measure it on your own data before you rely on it.",
         "How to load it": _LOADING[to],
-        "Input": _input(run),
+        "Input": _input(exported.run),
         "Keys": _KEYS[to] + "\n\n" + _keys(state),
-        "Training": _training(run, run_dir),
-        "Scores": _scores(run_dir / "evaluation.json"),
-        "Licence": "Exporting sets no licence for these weights: choose one that the training data allows before you "
-        f"publish them. The code that trained them (unmask) is Apache-2.0. The method's reference code, "
-        f"{card.reference} ({card.reference_licence}), was not used.",
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    title = f"# {name} pre-trained with unmask, {run.step} steps"
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{title}\n\n{body}\n"
+    return model_card(exported, to, sections, ["point-cloud", "lidar"], "feature-extraction")
 
 
 _LOADING = {
@@ -111,33 +89,32 @@ def _input(run: LoadedRun) -> str:
     for feature in data.features:
         channels += [_CHANNELS[feature]] if WIDTHS[feature] == 1 else [f"{_CHANNELS[feature]} (3 channels)"]
     limit = f"; at most {data.max_points:,} points of a cloud, chosen at random" if data.max_points else ""
-    lines = {
+    facts = {
         "channels of a point, in this order": ", ".join(channels) + f" ({data.channels} in all, float32)",
         "positions": f"metres, {_NORMALISED[data.normalize or 'none']}",
         "range": f"{axes}, after that; points outside are left out{limit}",
         "pillars": f"{grid.pillar[0]:g} x {grid.pillar[1]:g} m (x, y) and as high as the range; "
         f"{grid.shape[1]} along x, {grid.shape[0]} along y",
         "cells inside a pillar": f"{_cells(grid.low)} finest and {_cells(grid.med)} middle ones along z, y, x",
-        "trained on": f"`{public_name(data.source)}`" + (f", {data.sweeps} sweeps together" * (data.sweeps > 1)),
+        "trained on": f"`{public(data.source)}`" + (f", {data.sweeps} sweeps together" * (data.sweeps > 1)),
     }
-    return "\n".join(f"- {name}: {value}" for name, value in lines.items())
+    return lines(facts)
 
 
 def _cells(counts: tuple[int, int, int]) -> str:
     return " x ".join(map(str, counts))
 
 
-def _keys(state: Mapping[str, Tensor]) -> str:
+def _keys(state: State) -> str:
     """A table of every name, with numbers as {i}, {j} and the values that they take."""
     found: dict[tuple[str, str], list[tuple[str, ...]]] = {}
     for name, tensor in state.items():
         numbers = re.findall(r"\.(\d+)(?=\.)", name)
         letters = iter("ijk")
         pattern = re.sub(r"\.\d+(?=\.)", lambda _: f".{{{next(letters)}}}", name)  # noqa: B023 (used at once)
-        shape = " x ".join(map(str, tensor.shape)) or "scalar"
-        found.setdefault((pattern, shape), []).append(tuple(numbers))
+        found.setdefault((pattern, shape(tensor)), []).append(tuple(numbers))
     rows = ["| key | numbers | shape |", "|---|---|---|"]
-    rows += [f"| `{pattern}` | {_numbers(values)} | {shape} |" for (pattern, shape), values in found.items()]
+    rows += [f"| `{pattern}` | {_numbers(values)} | {size} |" for (pattern, size), values in found.items()]
     return "\n".join(rows)
 
 
@@ -149,34 +126,3 @@ def _numbers(values: list[tuple[str, ...]]) -> str:
         whole = len(taken) > 2 and taken == list(range(taken[0], taken[-1] + 1))
         texts.append(f"{letter} = " + (f"{taken[0]}..{taken[-1]}" if whole else ", ".join(map(str, taken))))
     return "; ".join(texts)
-
-
-def _training(run: LoadedRun, run_dir: Path) -> str:
-    environment = _json(run_dir / "environment.json")
-    versions = environment.get("versions", {})
-    lines = [f"{run.step} optimizer steps of {run.recipe.training.batch_size} clouds."]
-    if "torch" in versions:
-        lines.append(f"torch {versions['torch']}, Python {environment.get('python', 'unknown')}.")
-    data, init = run.recipe.data, run.recipe.init
-    recipe = replace(
-        run.recipe,
-        data=replace(data, source=public_name(data.source)),
-        init=None if init is None else public_name(init),
-    )
-    return " ".join(lines) + f" The complete recipe:\n\n```yaml\n{to_yaml(recipe)}```"
-
-
-def public_name(source: str) -> str:
-    """A folder's own name: where it lay on somebody's disk is nobody else's business."""
-    return Path(source).name
-
-
-def _scores(path: Path) -> str:
-    values = {name: value for name, value in _json(path).items() if name not in ("run", "note")}  # they name folders
-    if "data" in values:
-        values["data"] = public_name(values["data"])
-    return f"From the run's `evaluation.json`:\n\n```json\n{json.dumps(values, indent=2)}\n```" if values else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,15 +15,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
+from unmask.core.interop.directories import directory, is_run, read_config
+from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned, load_classifier
+from unmask.core.interop.weights import State, check_fit, read_state
 from unmask.core.training.build import make_method
+from unmask.core.training.checkpoint import weights_of
 from unmask.core.training.recipe import Recipe, flatten, make_recipe, read_yaml
 from unmask.pointcloud.interop import convert
 from unmask.pointcloud.interop.model import CloudEncoder
 
 FORMATS = ("unmask", "sst")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ["config.json", "model.safetensors"]
-_SHOWN = 3  # names listed per kind of difference between a checkpoint and a model
 # Settings that change what is computed, or asked, and perhaps no weight's shape; and settings that change neither.
 _UNSEEN, _UNSEEN_WHOLE = ("encoder.heads", "encoder.window"), ("low", "med")
 _NO_MATTER = ("mask_ratio", "normal_loss", "convolutions.backend")
@@ -41,24 +41,30 @@ class Weights:
         whole: whether decoders and heads are among them.
     """
 
-    state: dict[str, Tensor]
+    state: State
     recipe: Recipe | None
     whole: bool
 
 
-def load(path: str | Path, device: str = "cpu") -> CloudEncoder:
+def load(path: str | Path, device: str = "cpu") -> CloudEncoder | FineTunedEncoder:
     """A trained encoder, in eval mode.
 
     ``encoder.preprocess(clouds)`` makes a `PointBatch` of file names or arrays, and ``encoder(batch)`` gives
     `PillarFeatures`: ``tokens``, ``valid``, ``pooled`` (the mean over pillars), ``voxels`` and ``per_point()``.
+    Of a fine-tuned directory it is a `FineTunedEncoder`: ``encoder.logits(batch)`` scores ``encoder.classes``, too.
 
     Args:
-        path: a run directory, a directory made by ``unmask export``, or the id of one on the Hugging Face hub.
+        path: a run directory, what ``unmask finetune`` wrote, a directory made by ``unmask export``, or the id of one
+            on the Hugging Face hub.
         device: where to put it.
 
     Raises:
         UnmaskError: nothing of the kind is there.
     """
+    if is_fine_tuned(path):
+        classifier, _ = load_classifier(path, device)
+        whole = classifier.encoder.whole
+        return FineTunedEncoder(classifier, whole, whole.preprocess)
     found = read_weights(path)
     if found.recipe is None:
         raise UnmaskError(
@@ -68,7 +74,7 @@ def load(path: str | Path, device: str = "cpu") -> CloudEncoder:
     method: Any = make_method(recipe)
     encoder = CloudEncoder(method.pillar_encoder, method.encoder, recipe.data)
     given = {name: tensor for name, tensor in found.state.items() if convert.is_encoder(name)}
-    _check_fit(given, encoder.state_dict(), f"{path}: damaged: these are not the weights that it describes")
+    check_fit(given, encoder.state_dict(), f"{path}: damaged: these are not the weights that it describes")
     encoder.load_state_dict(given)
     return encoder.to(device).eval()
 
@@ -81,7 +87,7 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
 
     Args:
         method: what the recipe's ``build`` returned; changed in place.
-        path: as for `load`, or a ``.safetensors`` file with our names or SST's.
+        path: as for `load`, or a ``.safetensors`` or ``.pth`` file with our names or SST's.
 
     Raises:
         UnmaskError: the weights are those of another model; the message names what differs.
@@ -90,7 +96,7 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
     differing = [] if found.recipe is None else _settings_that_differ(found.recipe, method)
     hint = f" Settings that differ: {'; '.join(differing)}." if differing else ""
     expected = wanted if found.whole else {n: t for n, t in wanted.items() if convert.is_encoder(n)}
-    _check_fit(
+    check_fit(
         found.state,
         expected,
         f"{path}: these weights are of another model",
@@ -141,16 +147,14 @@ def _say_pillar(recipe: Recipe | None, method: Any, path: str | Path) -> None:
 def read_weights(path: str | Path) -> Weights:
     """The weights, and how the model is shaped, of whatever `path` is; see `load_initial_weights`."""
     place = Path(path)
-    if (place / "recipe.yaml").is_file():
+    if is_run(place):
         return _of_run(place)
     if place.is_file():
         return _of_file(place)
-    return _of_export(place if place.is_dir() else _download(path))
+    return _of_export(directory(path, _FILES))
 
 
 def _of_run(place: Path) -> Weights:
-    from unmask.core.training.checkpoint import weights_of
-
     path = place / "recipe.yaml"
     recipe = make_recipe(read_yaml(path), source=str(path), try_build=False)
     _check_domain(recipe, place)
@@ -163,7 +167,7 @@ def _check_domain(recipe: Recipe, place: Path) -> None:
 
 
 def _of_file(place: Path) -> Weights:
-    state = _read_file(place)
+    state = read_state(place)
     if any(name.startswith("voxel_encoder.") for name in state):
         return Weights(_from_sst(state, place), None, whole=False)
     whole = not all(convert.is_encoder(name) for name in state)
@@ -172,90 +176,22 @@ def _of_file(place: Path) -> Weights:
 
 def _of_export(place: Path) -> Weights:
     """A directory that `unmask.pointcloud.interop.export` made."""
-    if not (place / "config.json").is_file():
-        raise UnmaskError(f"{place}: neither a run (no recipe.yaml) nor an exported directory (no config.json)")
-    try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnmaskError(f"{place / 'config.json'}: not readable as JSON ({error})") from None
-    if not isinstance(config, dict) or config.get("format") not in FORMATS:
+    config = read_config(place / "config.json")
+    if config.get("format") not in FORMATS:
         raise UnmaskError(
             f"{place / 'config.json'}: not an exported encoder of point clouds; make one with: unmask export RUN"
         )
     raw = {name: config.get(name) for name in ("method", "model", "data")}
     recipe = make_recipe(raw, source=str(place / "config.json"), try_build=False)
     _check_domain(recipe, place)
-    state = _read_file(place / "model.safetensors")
+    state = read_state(place / "model.safetensors")
     if config["format"] == "sst":
         return Weights(_from_sst(state, place), recipe, whole=False)
     return Weights(state, recipe, whole=True)
 
 
-def _from_sst(state: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:
+def _from_sst(state: Mapping[str, Tensor], place: Path) -> State:
     try:
         return convert.from_sst(state)
     except ValueError as error:
         raise UnmaskError(f"{place}: {error}") from None
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        raise UnmaskError(
-            f"{path}: only safetensors are read (a {path.suffix or 'file like this'} can run code when it is opened); "
-            "save the checkpoint's state dict with safetensors.torch.save_file first"
-        )
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UnmaskError(f"{path}: not a complete safetensors file ({error})") from None
-
-
-def _download(path: str | Path) -> Path:
-    """The directory of a hub id in the hub's cache; of its files only the two that are read."""
-    if not _HUB_ID.fullmatch(str(path)):
-        raise UnmaskError(f"{path}: no such file or directory")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UnmaskError(
-            f"no directory {path}; to read a model of that id from the hub: pip install huggingface_hub"
-        ) from None
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=_FILES))
-    except Exception as error:  # the hub's client raises a dozen kinds here; all mean "not readable"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UnmaskError(
-            f"no directory {path}, and no model of that id could be read from the hub ({reason})"
-        ) from None
-
-
-# ---- differences ---------------------------------------------------------------------------------------------------
-
-
-def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str, remedy: str = "") -> None:
-    """Raise an UnmaskError that names what keeps `given` from fitting."""
-    parts = []
-    shapes = [
-        f"{name} ({_shape(given[name])}, the model's is {_shape(wanted[name])})"
-        for name in wanted
-        if name in given and given[name].shape != wanted[name].shape
-    ]
-    missing = [name for name in wanted if name not in given]
-    unknown = [name for name in given if name not in wanted]
-    for names, kind in ((shapes, "of another shape"), (missing, "missing"), (unknown, "that the model does not have")):
-        if names:
-            parts.append(f"{len(names)} {kind}: {_some(names)}")
-    if parts:
-        raise UnmaskError(f"{what}: {'; '.join(parts)}.{remedy}")
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "scalar"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

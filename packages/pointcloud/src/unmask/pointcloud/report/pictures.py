@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import numpy as np
@@ -10,52 +9,41 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.core.errors import UnmaskError
-from unmask.core.method import Clock
-from unmask.core.randomness import Key
 from unmask.core.report.gather import RunFacts
-from unmask.core.report.pictures import Picture, Pictures
-from unmask.core.training.checkpoint import load_run
+from unmask.core.report.parts import Picture, Pictures, data_address
+from unmask.core.report.pictures import Shown, draw_with
 from unmask.pointcloud.data.batches import PointBatch
-from unmask.pointcloud.data.clouds import Settings, collate, open_split
 from unmask.pointcloud.geometry.targets import GeometryTargets
 from unmask.pointcloud.geometry.voxels import VoxelGrid
 from unmask.pointcloud.methods.geomae import GeoMAEPlan, Prediction
-from unmask.pointcloud.report.drawing import Compared, Scene, draw, oblique
+from unmask.pointcloud.report.drawing import draw
+from unmask.pointcloud.report.scene import Compared, Scene, oblique
 
 SAMPLES = 4
 ONE_SURFACE = 0.01  # where the two smaller curvature values are nearer than this, a normal is a matter of chance
 
 
 def draw_pictures(run: RunFacts) -> Pictures:
-    """Hide pillars of `SAMPLES` validation clouds, keyed so that a report repeats, and draw what the model answers."""
-    try:
-        loaded = load_run(run.path)
-    except UnmaskError as error:
-        return Pictures([], f"No pictures: {error}")
-    settings: Settings = loaded.recipe.data
-    method: Any = loaded.method
-    parameters = sum(p.numel() for p in method.parameters())
-    try:
-        clouds = open_split(settings, "val", seed=loaded.recipe.seed)
-        chosen = torch.linspace(0, len(clouds) - 1, min(SAMPLES, len(clouds))).long().tolist()
-        batch = collate([clouds[index, 0] for index in chosen])
-        key = Key.of(loaded.recipe.seed, batch.ids, 0).stream("plan")
-        with torch.no_grad():
-            plan = method.draw(batch, Clock(loaded.step, max(1, loaded.step)), key)
-            answer, asked = method.answers(batch, plan), method.target(batch, plan)
-    except UnmaskError as error:
-        return Pictures([], f"No pictures: {error}", parameters)
+    """Hide pillars of `SAMPLES` validation clouds, and draw what the model answers."""
+    return draw_with(run, SAMPLES, _draw)
+
+
+def _draw(shown: Shown) -> Pictures:
+    method: Any = shown.run.method
+    if not all(hasattr(method, face) for face in ("answers", "target")):
+        return Pictures()
+    batch, plan, settings = shown.batch, shown.plan, shown.run.recipe.data
+    answer, asked = method.answers(batch, plan), method.target(batch, plan)
     # Scaled clouds are objects, however flat; scenes are seen as they are.
     unit, view = ("", oblique()) if settings.normalize == "sphere" else ("m", None)
-    scenes = [scene(batch, plan, answer, asked, method.grid, row) for row in range(len(chosen))]
+    scenes = [scene(batch, plan, answer, asked, method.grid, row) for row in range(len(shown.names))]
     pictures = [
-        Picture(clouds.name_of(int(id_)), [(caption(one, unit), _address(draw(one, unit, view)))])
-        for id_, one in zip(batch.ids, scenes, strict=True)
+        Picture(name, [(caption(one, unit), data_address(draw(one, unit, view)))])
+        for name, one in zip(shown.names, scenes, strict=True)
     ]
     hidden = len(plan.hidden) / len(plan.voxels.pillars)
-    note = describe(measure(answer, asked, method.grid), len(pictures), loaded.step, hidden, unit)
-    return Pictures(pictures, note, parameters, wide=True)
+    note = describe(measure(answer, asked, method.grid), len(pictures), shown.run.step, hidden, unit)
+    return Pictures(pictures, note, wide=True)
 
 
 def caption(one: Scene, unit: str) -> str:
@@ -68,10 +56,6 @@ def caption(one: Scene, unit: str) -> str:
     pairs = {"hidden points": one.centroids, "normals": one.normals, "curvature": one.curvature}
     shown = [name for name, pair in pairs.items() if pair is not None]
     return text + ("; true and predicted " + ", ".join(shown) if shown else "")
-
-
-def _address(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def positions(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from unmask.core.report import plots
 from unmask.core.report.gather import RunFacts
-from unmask.core.report.page import Figure, Probes, Rows, Section
-from unmask.core.report.reference import Verdict
+from unmask.core.report.parts import Probes, Rows, Section, Verdict
+from unmask.core.report.probes import Path, best_reference, chance, few_label_figure, score_columns, score_table, value
 from unmask.pointcloud.evaluation.tables import remarks
 from unmask.pointcloud.report.pictures import draw_pictures as draw_pictures
 
@@ -58,7 +56,7 @@ def sections(run: RunFacts) -> list[Section]:
 
 # ---- probes --------------------------------------------------------------------------------------------------------
 
-Row = Mapping[str, Any]
+_POINTS: list[tuple[str, Path]] = [("points", ("dense", "accuracy")), ("mean IoU", ("dense", "mean_iou"))]
 
 
 def probes(run: RunFacts) -> Probes | None:
@@ -66,51 +64,25 @@ def probes(run: RunFacts) -> Probes | None:
     found = run.evaluation
     if found is None:
         return None
-    rows, names = found["rows"], found["names"]
-    columns = _columns(rows)
-    best = {title: max(v for row in rows.values() if (v := _value(row, path)) is not None) for title, path in columns}
-    table: Rows = []
-    for name, row in rows.items():
-        values = [(title, _value(row, path)) for title, path in columns]
-        cells = [("–" if v is None else f"{100 * v:.1f}", v is not None and v == best[title]) for title, v in values]
-        table.append((names[name], [*cells, (f"{row['rankme']:.1f} of {row['dim']}", False)]))
-    titles = [*(title for title, _ in columns), "RankMe"]
-    if not columns:
+    titles, table = score_table(found, _POINTS)
+    if not score_columns(found["rows"], _POINTS):
         return Probes(titles, table, Verdict(found["note"], "plain"), " ".join(_remarks(found)))
-    return Probes(titles, table, _verdict(found), _note(found), _curves(found))
-
-
-def _columns(rows: Mapping[str, Row]) -> list[tuple[str, tuple[str, ...]]]:
-    """Title and path of every measure that some row has."""
-    shares = [share for share in rows["trained"].get("few_label", {}) if share != "100"]
-    known: list[tuple[str, tuple[str, ...]]] = [("k-NN", ("knn",)), ("linear", ("linear",))]
-    known += [(f"{share} % labels", ("few_label", share)) for share in shares]
-    known += [("fine-tuned", ("finetune",)), ("points", ("dense", "accuracy")), ("mean IoU", ("dense", "mean_iou"))]
-    return [(title, path) for title, path in known if any(_value(row, path) is not None for row in rows.values())]
-
-
-def _value(row: Row, path: tuple[str, ...]) -> float | None:
-    value: Any = row
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+    return Probes(titles, table, _verdict(found), _note(found), few_label_figure(found))
 
 
 def _verdict(found: dict[str, Any]) -> Verdict:
     """The linear probes of clouds and of points against the best reference, in a sentence each."""
-    rows, names = found["rows"], found["names"]
     text, gaps = [], []
     for title, path in (("Linear probe of clouds", ("linear",)), ("Mean IoU of points", ("dense", "mean_iou"))):
-        own = _value(rows["trained"], path)
+        own = value(found["rows"]["trained"], path)
         if own is None:
             continue
-        best, name = max((_value(row, path) or 0.0, name) for name, row in rows.items() if name != "trained")
-        gap, level = 100 * (own - best), 1.0
-        if path == ("linear",):
-            level = 196 * math.sqrt((own * (1 - own) + best * (1 - best)) / found["splits"]["test"])
+        best, name = best_reference(found, path)
+        gap = 100 * (own - best)
+        level = chance(own, best, found["splits"]["test"]) if path == ("linear",) else 1.0
         gaps.append(0 if abs(gap) < level else gap)
         side = "level with" if abs(gap) < level else f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}"
-        text.append(f"{title} {100 * own:.1f} %: {side} the best reference ({names[name]}, {100 * best:.1f} %).")
+        text.append(f"{title} {100 * own:.1f} %: {side} the best reference ({name}, {100 * best:.1f} %).")
         if path == ("linear",):
             text.append(f"With {found['splits']['test']:,} test clouds, {level:.1f} points may be chance.")
     tone: Any = "warn" if min(gaps) < 0 else "good" if min(gaps) > 0 else "plain"
@@ -132,11 +104,3 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     """What `unmask evaluate` says below its table, apart from the note on missing labels."""
     lines = remarks({name: value for name, value in found.items() if name != "note"})
     return [line[0].upper() + line[1:] + ("" if line.endswith(".") else ".") for line in lines]
-
-
-def _curves(found: dict[str, Any]) -> Figure | None:
-    curves = {found["names"][n]: row["few_label"] for n, row in found["rows"].items() if "few_label" in row}
-    if not curves:
-        return None
-    lines = (f"{n}: " + ", ".join(f"{100 * v:.1f} % with {s} %" for s, v in c.items()) for n, c in curves.items())
-    return Figure("Accuracy by labels used", plots.few_label_plot(curves), "; ".join(lines) + ".")

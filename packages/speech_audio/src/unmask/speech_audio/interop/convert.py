@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
+from unmask.core.interop.weights import State, check_names
 from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings
 
-State = dict[str, Tensor]
 WeightNorm = Literal["parametrizations", "weight_g"]
 
 _SPELLINGS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
@@ -189,24 +189,17 @@ _KINDS = ("weight", "bias")
 
 
 def _read(state: Mapping[str, Tensor], table: Table, library: str) -> State:
-    _check(state, [name for _, many in table for name in many], f"{library}'s HuBERT")
+    check_names(state, [name for _, many in table for name in many], f"{library}'s HuBERT")
     return {ours: state[many[0]] if len(many) == 1 else torch.cat([state[n] for n in many]) for ours, many in table}
 
 
 def _write(state: Mapping[str, Tensor], table: Table) -> State:
-    _check(state, [ours for ours, _ in table], "our HuBERT")
+    check_names(state, [ours for ours, _ in table], "our HuBERT")
     split: State = {}
     for ours, many in table:
         parts = [state[ours]] if len(many) == 1 else [part.clone() for part in state[ours].chunk(len(many))]
         split |= dict(zip(many, parts, strict=True))
     return split
-
-
-def _check(state: Mapping[str, Tensor], expected: list[str], what: str) -> None:
-    unknown, missing = sorted(state.keys() - set(expected)), sorted(set(expected) - state.keys())
-    if unknown or missing:
-        parts = [f"unknown: {', '.join(unknown)}"] * bool(unknown) + [f"missing: {', '.join(missing)}"] * bool(missing)
-        raise UnmaskError(f"these weights are not those of {what}; " + "; ".join(parts))
 
 
 def _modern(state: Mapping[str, Tensor]) -> State:

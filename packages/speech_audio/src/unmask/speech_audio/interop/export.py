@@ -11,21 +11,15 @@ Both get a model card. `unmask.speech_audio.interop.pretrained` reads both back.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
-from torch import Tensor
-
-from unmask.core.errors import UnmaskError
-from unmask.core.training.checkpoint import LoadedRun, load_run
+from unmask.core.interop.export import Exported, write_export
+from unmask.core.interop.weights import save_state
 from unmask.speech_audio.data.frames import SAMPLE_RATE
 from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings
 from unmask.speech_audio.interop import convert
-from unmask.speech_audio.interop.model_card import model_card
+from unmask.speech_audio.interop.model_card import speech_card
 from unmask.speech_audio.interop.pretrained import HEADS, HEADS_FILE
 
 Target = Literal["transformers", "torchaudio"]
@@ -45,46 +39,27 @@ def export(run_dir: str | Path, out: str | Path, to: Target = "transformers") ->
     Raises:
         UnmaskError: not a run, `out` holds something or cannot be written, or no such format.
     """
-    write = _WRITERS.get(to)
-    if write is None:
-        raise UnmaskError(f"cannot export speech to {to!r}; choose one of: {', '.join(_WRITERS)}")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UnmaskError(f"{out} is there already and not empty; give a new directory for the export")
-    run = load_run(run_dir)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            made = Path(scratch) / "export"
-            made.mkdir()
-            write(run, made)
-            (made / "README.md").write_text(model_card(run, Path(run_dir), to), encoding="utf-8")
-            if out.exists():
-                out.rmdir()
-            shutil.move(made, out)
-    except OSError as error:
-        raise UnmaskError(f"cannot write the export to {out}: {error.strerror or error}") from None
-    return out
+    return write_export(run_dir, out, to, _WRITERS, lambda exported: speech_card(exported, to))
 
 
-def _write_transformers(run: LoadedRun, out: Path) -> None:
+def _write_transformers(exported: Exported, out: Path) -> None:
     from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-    method: Any = run.method
+    method = exported.method
     theirs = HubertModel(HubertConfig(**convert.settings_to_transformers(method.encoder.settings)))
     theirs.load_state_dict(convert.to_transformers(method.state_dict()))
     theirs.save_pretrained(out)
     # With a mask for attention also after GroupNorm, unlike the released BASE: this model was trained with one.
     Wav2Vec2FeatureExtractor(
-        feature_size=1, sampling_rate=SAMPLE_RATE, padding_value=0.0, do_normalize=run.recipe.data.normalise,
+        feature_size=1, sampling_rate=SAMPLE_RATE, padding_value=0.0, do_normalize=exported.run.recipe.data.normalise,
         return_attention_mask=True,
     ).save_pretrained(out)  # fmt: skip
     state = method.state_dict()
-    _save({name: state[name] for name in HEADS if name in state}, out / HEADS_FILE)
+    save_state({name: state[name] for name in HEADS if name in state}, out / HEADS_FILE)
 
 
-def _write_torchaudio(run: LoadedRun, out: Path) -> None:
-    method: Any = run.method
+def _write_torchaudio(exported: Exported, out: Path) -> None:
+    method = exported.method
     state, settings = method.state_dict(), method.encoder.settings
     arguments = _torchaudio_arguments(settings)
     if len(method.classes) == 1:
@@ -94,9 +69,9 @@ def _write_torchaudio(run: LoadedRun, out: Path) -> None:
         factory = "wav2vec2_model"
         arguments["aux_num_out"] = None
         state = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-    config = {"factory": factory, "arguments": arguments, "normalise": run.recipe.data.normalise}
+    config = {"factory": factory, "arguments": arguments, "normalise": exported.run.recipe.data.normalise}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _save(convert.to_torchaudio(state), out / "model.safetensors")
+    save_state(convert.to_torchaudio(state), out / "model.safetensors")
 
 
 def _torchaudio_arguments(s: EncoderSettings) -> dict[str, Any]:
@@ -143,12 +118,4 @@ def _pretraining_arguments(method: Any, s: EncoderSettings) -> dict[str, Any]:
     }
 
 
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-_WRITERS: dict[str, Callable[[LoadedRun, Path], None]] = {
-    "transformers": _write_transformers,
-    "torchaudio": _write_torchaudio,
-}
+_WRITERS = {"transformers": _write_transformers, "torchaudio": _write_torchaudio}

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unmask.core import registry
-from unmask.core.training.checkpoint import LoadedRun
-from unmask.core.training.recipe import to_yaml
-
-_TAGS = ["unmask", "self-supervised-learning", "speech", "audio", "hubert"]
+from unmask.core.interop.export import Exported
+from unmask.core.interop.model_card import lines, model_card, public
 
 
-def model_card(run: LoadedRun, run_dir: Path, to: str) -> str:
-    """A model card in the hub's format: YAML front matter, then Markdown.
-
-    Args:
-        run: the exported run.
-        run_dir: its directory; versions and scores are read from the files there.
-        to: ``transformers`` or ``torchaudio``.
-    """
-    card = registry.card(run.recipe.method)
-    name = card.id.split("/")[1]
-    tags = list(dict.fromkeys([*_TAGS, name]))
-    front = {"library_name": to, "pipeline_tag": "feature-extraction", "tags": tags}
+def speech_card(exported: Exported, to: str) -> str:
+    """The model card of an export to ``transformers`` or ``torchaudio``."""
+    run = exported.run
+    card, factory = registry.card(run.recipe.method), _factory(run.method)
     sections = {
         "What this is": f"The encoder of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without "
         "labels or transcripts by hiding spans of every recording and naming the cluster that each hidden frame "
@@ -36,26 +21,14 @@ def model_card(run: LoadedRun, run_dir: Path, to: str) -> str:
         "recordings like those it was trained on. It has no output layer, transcribes nothing by itself, and has not "
         "been checked for bias between speakers, accents or languages; measure it on your own data before you rely on "
         "it.",
-        "How to load it": _LOADING[to].format(factory=_factory(run), call=_CALLS[_factory(run)]),
+        "How to load it": _LOADING[to].format(factory=factory, call=_CALLS[factory]),
         "Padding": _PADDING,
         "Data": _data(run.recipe.data),
-        "Training": _training(run, run_dir),
-        "Scores": _scores(run_dir / "evaluation.json"),
-        "Licence": "Exporting sets no licence for these weights: choose one that the training data allows before you "
-        "publish them. The code that trained them (unmask) is Apache-2.0."
-        + (f" The method's reference code, {card.reference} ({card.reference_licence}), was not used." * _named(card)),
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    title = f"# {name} pre-trained with unmask, {run.step} steps"
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{title}\n\n{body}\n"
+    return model_card(exported, to, sections, ["speech", "audio", "hubert"], "feature-extraction")
 
 
-def _named(card: Any) -> bool:
-    return card.reference != "none"
-
-
-def _factory(run: LoadedRun) -> str:
-    method: Any = run.method
+def _factory(method: Any) -> str:
     return "hubert_pretrain_model" if len(method.classes) == 1 else "wav2vec2_model"
 
 
@@ -106,37 +79,9 @@ _PADDING = (
 
 def _data(data: Any) -> str:
     facts = {
-        "source": f"`{_public_name(data.source)}`",
+        "source": f"`{public(data.source)}`",
         "audio": "16 kHz mono" + (", each clip to zero mean and unit variance" if data.normalise else ""),
         "clips": f"of at least {data.min_seconds:g} s, cropped to {data.max_seconds:g} s",
         "predicted": ", ".join(f"{t.name} ({t.classes} clusters)" for t in data.targets or ()),
     }
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
-
-
-def _training(run: LoadedRun, run_dir: Path) -> str:
-    environment = _json(run_dir / "environment.json")
-    versions = environment.get("versions", {})
-    lines = [f"{run.step} optimizer steps of {run.recipe.training.batch_size} clips."]
-    if "torch" in versions:
-        lines.append(f"torch {versions['torch']}, Python {environment.get('python', 'unknown')}.")
-    data = run.recipe.data
-    hidden = {"source": _public_name(data.source), "label_sets": tuple(_public_name(s) for s in data.label_sets)}
-    recipe = replace(run.recipe, data=replace(data, **hidden))
-    return " ".join(lines) + f" The complete recipe:\n\n```yaml\n{to_yaml(recipe)}```"
-
-
-def _public_name(source: str) -> str:
-    """A folder's own name: where it lay on somebody's disk is nobody else's business."""
-    return Path(source).name
-
-
-def _scores(path: Path) -> str:
-    values = {name: value for name, value in _json(path).items() if name != "run"}
-    if "data" in values:
-        values["data"] = _public_name(values["data"])
-    return f"From the run's `evaluation.json`:\n\n```json\n{json.dumps(values, indent=2)}\n```" if values else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return lines(facts)

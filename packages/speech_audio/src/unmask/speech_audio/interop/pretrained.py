@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
+from unmask.core.interop.directories import directory, is_run, read_config
+from unmask.core.interop.fine_tuned import is_fine_tuned, load_classifier
+from unmask.core.interop.weights import PICKLED, State, check_fit, read_state, some
+from unmask.core.training.checkpoint import load_run
 from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
 from unmask.speech_audio.interop import convert
 from unmask.speech_audio.interop.model import PretrainedEncoder
 
 HEADS_FILE = "pretraining_heads.safetensors"  # beside an exported model.safetensors
 HEADS = ("final_proj.weight", "final_proj.bias", "label_embeddings")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_SHOWN = 3  # names listed per kind of difference between a checkpoint and a model
 _HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}  # attention heads of the released models
 
 
@@ -42,8 +41,8 @@ class Weights:
     """
 
     settings: EncoderSettings
-    encoder: dict[str, Tensor]
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    encoder: State
+    extra: State = field(default_factory=dict)
     normalise: bool = False
 
 
@@ -52,8 +51,8 @@ def load(path: str | Path, device: str = "cpu") -> PretrainedEncoder:
 
     Args:
         path: a run directory; a directory made by ``unmask export``; a directory in transformers' format, or the id of
-            one on the Hugging Face hub (``facebook/hubert-base-ls960``); a ``.safetensors`` file with a torchaudio
-            HuBERT's state dict.
+            one on the Hugging Face hub (``facebook/hubert-base-ls960``); a ``.safetensors`` or ``.pth`` file with a
+            torchaudio HuBERT's state dict.
         device: where to put it.
 
     Raises:
@@ -61,7 +60,7 @@ def load(path: str | Path, device: str = "cpu") -> PretrainedEncoder:
     """
     found = read_weights(path)
     encoder = SpeechEncoder(found.settings)
-    _check_fit(found.encoder, encoder.state_dict(), path)
+    _check_encoder(found.encoder, encoder.state_dict(), path)
     encoder.load_state_dict(found.encoder)
     return PretrainedEncoder(encoder, found.normalise).to(device).eval()
 
@@ -81,7 +80,7 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
     """
     found = read_weights(path)
     wanted = method.state_dict()
-    _check_fit(found.encoder, {n.removeprefix("encoder."): t for n, t in wanted.items() if _is_encoder(n)}, path)
+    _check_encoder(found.encoder, {n.removeprefix("encoder."): t for n, t in wanted.items() if _is_encoder(n)}, path)
     given = {f"encoder.{name}": tensor for name, tensor in found.encoder.items()}
     if _same_shape(found.extra, wanted, "mask_embedding"):
         given["mask_embedding"] = found.extra["mask_embedding"]
@@ -91,6 +90,11 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
         why = "there are none" if "label_embeddings" not in found.extra else _heads_differ(found.extra, wanted)
         print(f"{path}: the encoder is loaded; the heads start at random values ({why})", file=sys.stderr)
     method.load_state_dict(wanted | given)
+
+
+def _check_encoder(given: State, wanted: State, path: str | Path) -> None:
+    remedy = " Give weights trained with the same `model.encoder` settings, or change the settings to theirs."
+    check_fit(given, wanted, f"{path}: these weights are of another model", remedy)
 
 
 def _is_encoder(name: str) -> bool:
@@ -115,21 +119,21 @@ def _heads_differ(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
 def read_weights(path: str | Path) -> Weights:
     """The weights and the shape of whatever `path` is; see `load`."""
     place = Path(path)
-    if (place / "recipe.yaml").is_file():
+    if is_run(place):
         return _of_run(place)
     if place.is_file():
         return _of_file(place)
-    if place.is_dir():
-        _check_directory(place)
-        config = _config(place / "config.json")
-        if "factory" in config:
-            return _of_torchaudio(_read_file(place / "model.safetensors"), config)
-    return _of_transformers(path)
+    place = directory(path, ["config.json", "model.safetensors", HEADS_FILE])
+    config = read_config(place / "config.json")
+    if "factory" in config:
+        return _of_torchaudio(read_state(place / "model.safetensors"), config)
+    heads = place / HEADS_FILE
+    return _of_transformers(path, config, read_state(heads) if heads.is_file() else {})
 
 
 def _of_run(place: Path) -> Weights:
-    from unmask.core.training.checkpoint import load_run
-
+    if is_fine_tuned(place):
+        load_classifier(place)  # which says that this domain has none
     run = load_run(place)
     method: Any = run.method
     if not isinstance(getattr(method, "encoder", None), SpeechEncoder):
@@ -139,55 +143,17 @@ def _of_run(place: Path) -> Weights:
 
 
 def _of_file(place: Path) -> Weights:
-    state = _read_file(place)
+    state = read_state(place)
     if (place.parent / "recipe.yaml").is_file():
         return _of_run(place.parent)
     beside = place.parent / "config.json"
-    config = _config(beside) if beside.is_file() else {}
+    config = read_config(beside) if beside.is_file() else {}
     if any(name.startswith(("wav2vec2.", "encoder.transformer.")) for name in state):
         return _of_torchaudio(state, config)
     raise UnmaskError(
         f"{place}: not the weights of a torchaudio HuBERT; give the directory of a transformers model or of a run, "
         "which says how the model is shaped"
     )
-
-
-def _check_directory(place: Path) -> None:
-    if not (place / "config.json").is_file():
-        raise UnmaskError(f"{place}: neither a run (no recipe.yaml) nor an exported directory (no config.json)")
-    pickles = [p.name for p in place.iterdir() if p.suffix in _PICKLES]
-    if pickles and not any(place.glob("*.safetensors")):
-        raise UnmaskError(_no_pickle(place / pickles[0]))
-
-
-def _no_pickle(path: Path) -> str:
-    return (
-        f"{path}: only safetensors are read (a {path.suffix or 'file like this'} can run code when it is opened). If "
-        "you trust it, save it again: HubertModel.from_pretrained(...).save_pretrained(DIR) in transformers, or "
-        "safetensors.torch.save_file(state_dict, FILE)"
-    )
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnmaskError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UnmaskError(f"{path}: not a model's configuration")
-    return found
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        raise UnmaskError(_no_pickle(path))
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UnmaskError(f"{path}: not a complete safetensors file ({error})") from None
 
 
 def _of_torchaudio(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Weights:
@@ -241,47 +207,39 @@ def _split(ours: Mapping[str, Tensor], settings: EncoderSettings, normalise: boo
 # ---- transformers --------------------------------------------------------------------------------------------------
 
 
-def _of_transformers(path: str | Path) -> Weights:
-    """What transformers saved as a ``HubertModel`` (or with a head on it), and our heads if they lie beside it."""
-    from transformers import HubertConfig, PreTrainedConfig
+def _of_transformers(path: str | Path, config: Mapping[str, Any], heads: State) -> Weights:
+    """What transformers saved as a ``HubertModel`` (or with a head on it), and our heads where they lay beside it."""
+    from transformers import HubertConfig
 
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(str(path), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnmaskError(_not_found(path, error)) from None
-    if values.get("model_type") != "hubert":
-        kind = values.get("model_type") or "no model type"
+    if config.get("model_type") != "hubert":
+        kind = config.get("model_type") or "no model type"
         raise UnmaskError(f"{path}: config.json describes {kind!r}; expected 'hubert' (HubertModel)")
-    settings = convert.settings_from_transformers(HubertConfig.from_dict(values).to_dict())
-    ours = convert.from_transformers(_transformers_state(path))
-    heads = Path(path) / HEADS_FILE
-    if heads.is_file():
-        ours = _read_file(heads) | ours
+    settings = convert.settings_from_transformers(HubertConfig.from_dict(dict(config)).to_dict())
+    ours = heads | convert.from_transformers(_transformers_state(path))
     return _split(ours, settings, _normalises(path, settings))
 
 
-def _not_found(path: str | Path, error: Exception) -> str:
-    if Path(path).exists() or not _HUB_ID.fullmatch(str(path)):
-        return f"{path}: {'not a readable config.json' if Path(path).exists() else 'no such file or directory'}"
-    return f"no directory {path}, and no model of that id could be read from the hub ({str(error).splitlines()[0]})"
-
-
-def _transformers_state(path: str | Path) -> dict[str, Tensor]:
+def _transformers_state(path: str | Path) -> State:
     """By transformers' names: reading what other versions wrote is left to transformers."""
     from transformers import HubertModel
+
+    pickles = [file for file in Path(path).glob("*") if file.suffix in PICKLED]
+    if pickles and not any(Path(path).glob("*.safetensors")):
+        raise UnmaskError(
+            f"{pickles[0]}: of a transformers directory only safetensors are read. If you trust it, save it again: "
+            "HubertModel.from_pretrained(...).save_pretrained(DIR) in transformers"
+        )
 
     try:
         model, info = HubertModel.from_pretrained(
             str(path), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here; all mean "not readable"
-        text = " ".join(str(error).split())[:300]
-        hint = "; " + _no_pickle(Path("pytorch_model.bin")) if "safetensors" in text else ""
-        raise UnmaskError(f"{path}: the weights cannot be read: {text}{hint}") from None
+        raise UnmaskError(f"{path}: the weights cannot be read: {' '.join(str(error).split())[:300]}") from None
     missing = sorted(name for name in info["missing_keys"] if name != "masked_spec_embed")
     wrong = [str(key[0]) if isinstance(key, tuple) else str(key) for key in info.get("mismatched_keys", ())]
     if missing or wrong:
-        names = _some(sorted([*missing, *wrong]))
+        names = some(sorted([*missing, *wrong]))
         raise UnmaskError(f"{path}: not the weights that its config.json describes; missing or misshapen: {names}")
     state = dict(model.state_dict())
     if "masked_spec_embed" in info["missing_keys"]:
@@ -298,35 +256,3 @@ def _normalises(path: str | Path, settings: EncoderSettings) -> bool:
     except (OSError, ValueError):
         return settings.extractor == "layer_norm"
     return bool(values.get("do_normalize", settings.extractor == "layer_norm"))
-
-
-# ---- differences ---------------------------------------------------------------------------------------------------
-
-
-def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise an UnmaskError that names what keeps `given` from fitting."""
-    parts = []
-    shapes = [
-        f"{name} ({_shape(given[name])}, the model's is {_shape(wanted[name])})"
-        for name in wanted
-        if name in given and given[name].shape != wanted[name].shape
-    ]
-    missing = [name for name in wanted if name not in given]
-    unknown = [name for name in given if name not in wanted]
-    for names, what in ((shapes, "of another shape"), (missing, "missing"), (unknown, "that the model does not have")):
-        if names:
-            parts.append(f"{len(names)} {what}: {_some(names)}")
-    if parts:
-        raise UnmaskError(
-            f"{path}: these weights are of another model: {'; '.join(parts)}. Give weights trained with the same "
-            "`model.encoder` settings, or change the settings to theirs."
-        )
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "scalar"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
-from unmask.core.errors import UnmaskError
-from unmask.core.method import Clock
-from unmask.core.randomness import Key
 from unmask.core.report.gather import RunFacts
-from unmask.core.report.page import Probes, Rows, Section
-from unmask.core.report.pictures import Picture, Pictures
-from unmask.core.report.reference import Verdict
-from unmask.core.training.checkpoint import load_run
-from unmask.speech_audio.data.clips import collate, open_split
+from unmask.core.report.parts import Picture, Pictures, Probes, Rows, Section, Verdict, data_address
+from unmask.core.report.pictures import Shown, draw_with
 from unmask.speech_audio.data.frames import FRAME_RATE
 from unmask.speech_audio.evaluation.tables import Measure, measures
 from unmask.speech_audio.targets.labels import LabelError, LabelSet
@@ -40,32 +32,26 @@ _OVER_TIME = " The last rows are the run's other labels, those of earlier iterat
 
 
 def draw_pictures(run: RunFacts) -> Pictures:
-    """Mask `SAMPLES` validation clips with the run's weights, keyed so that a report repeats, and draw each."""
-    try:
-        loaded = load_run(run.path)
-        settings = loaded.recipe.data
-        parameters = sum(p.numel() for p in loaded.method.parameters())
-        clips = open_split(settings, "val", seed=loaded.recipe.seed)
-        chosen = torch.linspace(0, len(clips) - 1, min(SAMPLES, len(clips))).long().tolist()
-        batch = collate([clips[index, 0] for index in chosen])
-    except UnmaskError as error:
-        return Pictures([], f"No pictures: {error}")
-    method: Any = loaded.method
-    key = Key.of(loaded.recipe.seed, batch.ids, 0).stream("plan")
-    with torch.no_grad():
-        plan = method.draw(batch, Clock(loaded.step, max(1, loaded.step)), key)
-        drawn = {name: tensor.numpy() for name, tensor in method.picture(batch, plan).items()}
-    hidden = plan.mask.hidden.numpy()
-    sets = _label_sets(run.path)
+    """Mask `SAMPLES` validation clips with the run's weights, and draw each."""
+    return draw_with(run, SAMPLES, lambda shown: _draw(shown, _label_sets(run.path)))
+
+
+def _draw(shown: Shown, sets: dict[str, LabelSet]) -> Pictures:
+    batch, method = shown.batch, shown.run.method
+    drawn = {name: tensor.numpy() for name, tensor in method.picture(batch, shown.plan).items()}  # type: ignore[operator]
+    mask = getattr(shown.plan, "mask", None)
+    if mask is None or not {"input", "labels", "predicted"} <= drawn.keys():
+        return Pictures()
+    hidden = mask.hidden.numpy()
     samples = []
-    for i in range(len(chosen)):
+    for i, name in enumerate(shown.names):
         frames = min(int(batch.frames[i]), round(SHOWN_SECONDS * FRAME_RATE))
-        strips = {name: _labels_of(found, int(batch.ids[i]), frames) for name, found in sets.items()}
+        strips = {title: _labels_of(found, int(batch.ids[i]), frames) for title, found in sets.items()}
         image = _draw_clip({n: x[i, 0, :, :frames] for n, x in drawn.items()}, hidden[i, :frames], strips)
-        samples.append(Picture(clips.name_of(int(batch.ids[i])), [("", image)]))
+        samples.append(Picture(name, [("", image)]))
     right, floor = _accuracy(drawn, hidden, batch.frames.numpy())
-    note = _NOTE.format(count=len(samples), step=loaded.step, right=right, floor=floor)
-    return Pictures(samples, note + (_OVER_TIME if len(sets) > 1 else ""), parameters, wide=True)
+    note = _NOTE.format(count=len(samples), step=shown.run.step, right=right, floor=floor)
+    return Pictures(samples, note + (_OVER_TIME if len(sets) > 1 else ""), wide=True)
 
 
 def _label_sets(run: Path) -> dict[str, LabelSet]:
@@ -130,7 +116,7 @@ def _draw_clip(
     axes[-1].set_xlabel("seconds")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_address(buffer.getvalue())
 
 
 def _strip(axis: Any, labels: np.ndarray, frames: int) -> None:

@@ -1,4 +1,4 @@
-"""Names of weights: ours (timm's inside the encoder) and those of transformers' ``ViTMAEForPreTraining``.
+"""Names of weights: ours (timm's inside the encoder) and those of transformers' ViTMAE and BEiT.
 
 Pure functions on state dicts; the names on transformers' side are those of a model's ``state_dict()`` in version 5.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from unmask.core.interop.weights import State
 
 # (ours, transformers'), tried in this order; a name is changed by the first prefix that it has.
 _PARTS = [
@@ -32,6 +32,15 @@ _IN_BLOCK = [
     (".attn.proj.", ".attention.o_proj."),
     (".norm2.", ".layernorm_after."),
 ]
+_BEIT_PARTS = [  # a classifier's
+    ("encoder.cls_token", "embeddings.cls_token"),
+    ("encoder.pos_embed", "embeddings.position_embeddings"),
+    ("encoder.patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("encoder.rel_pos_bias.table", "shared_position_bias.relative_position_bias_table"),
+    ("encoder.blocks.", "layers."),
+    ("norm.", "pooler.layernorm."),
+]
+_LAYER_SCALE = [(".ls1.gamma", ".lambda_1"), (".ls2.gamma", ".lambda_2")]
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 
@@ -51,6 +60,23 @@ def mae_to_vitmae(state: Mapping[str, Tensor]) -> State:
         ValueError: a weight that a ViTMAE has no place for (relative bias, layer scale).
     """
     return split_qkv({_rename(name, theirs=False): tensor for name, tensor in state.items()})
+
+
+def classifier_to_beit(state: Mapping[str, Tensor]) -> State:
+    """The state dict of a transformers ``BeitForImageClassification`` from that of core's `Classifier` on a ViT.
+
+    BEiT's keys have no bias. Ours adds the same number to all logits of a query, which softmax cancels: it is left out.
+    """
+    renamed: State = {}
+    for name, tensor in state.items():
+        for ours, theirs in _BEIT_PARTS:
+            if name.startswith(ours):
+                name = f"beit.{theirs}{name.removeprefix(ours)}"
+                break
+        for ours, theirs in (*_IN_BLOCK, *_LAYER_SCALE):
+            name = name.replace(ours, theirs)
+        renamed[name.replace("head.", "classifier.")] = tensor
+    return {name: tensor for name, tensor in split_qkv(renamed).items() if not name.endswith(".k_proj.bias")}
 
 
 def fuse_qkv(state: Mapping[str, Tensor]) -> State:

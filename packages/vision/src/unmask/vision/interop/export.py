@@ -1,44 +1,41 @@
 """Hand a trained model to timm or transformers, as a directory either of them loads without this library.
 
 * ``timm``: the encoder, as ``timm.create_model("local-dir:PATH", pretrained=True)`` loads it. Its output is the mean
-  over patch tokens, equal to `Features.pooled`.
+  over patch tokens, equal to `Features.pooled`; of a fine-tuned directory, the logits of its classes.
 * ``transformers``: the whole masked autoencoder, decoder included, as a ``ViTMAEForPreTraining`` directory with its
-  image processor.
+  image processor; of a fine-tuned directory, a ``BeitForImageClassification``, which pools as our classifiers do.
 
-Both get a model card. `unmask.vision.interop.pretrained` reads the second form back.
+Both get a model card. `unmask.vision.interop.pretrained` reads a ``ViTMAEForPreTraining`` back.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
-
 from unmask.core.errors import UnmaskError
-from unmask.core.training.checkpoint import LoadedRun, load_run
+from unmask.core.interop.export import Exported, Writer, write_export
+from unmask.core.interop.weights import State, save_state
 from unmask.vision.data.preprocess import Preprocess
 from unmask.vision.encoders.timm import SwinSettings
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
-from unmask.vision.interop.convert import State, mae_to_vitmae
-from unmask.vision.interop.model_card import model_card
+from unmask.vision.interop.convert import classifier_to_beit, mae_to_vitmae
+from unmask.vision.interop.model_card import image_card
 from unmask.vision.methods.mae import MAE
 
 Target = Literal["timm", "transformers"]
 
 
 def export(run_dir: str | Path, out: str | Path, to: Target = "timm") -> Path:
-    """Write a run's weights in another library's format.
+    """Write a run's, or a fine-tuned classifier's, weights in another library's format.
 
     Args:
-        run_dir: a run directory.
+        run_dir: a run directory, or what `unmask finetune` wrote.
         out: a directory that does not exist yet, or is empty.
-        to: ``timm`` (the encoder) or ``transformers`` (the whole MAE).
+        to: ``timm`` (the encoder, or the classifier) or ``transformers`` (the whole MAE, or the classifier).
 
     Returns:
         `out`.
@@ -47,34 +44,20 @@ def export(run_dir: str | Path, out: str | Path, to: Target = "timm") -> Path:
         UnmaskError: not a run, `out` holds something, or the other library cannot hold this model; says what can be
             exported instead.
     """
-    write = _WRITERS.get(to)
-    if write is None:
-        raise UnmaskError(f"cannot export to {to!r}; choose one of: {', '.join(_WRITERS)}")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UnmaskError(f"{out} is there already and not empty; give a new directory for the export")
-    run = load_run(run_dir)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            made = Path(scratch) / "export"
-            made.mkdir()
-            write(run, made)
-            card = model_card(run, Path(run_dir), to)
-            (made / "README.md").write_text(card, encoding="utf-8")
-            if out.exists():
-                out.rmdir()
-            shutil.move(made, out)
-    except OSError as error:
-        raise UnmaskError(f"cannot write the export to {out}: {error.strerror or error}") from None
-    return out
+    return write_export(run_dir, out, to, _WRITERS, lambda exported: image_card(exported, to), classifiers=_WRITERS)
 
 
-def _write_transformers(run: LoadedRun, out: Path) -> None:
-    method = run.method
+def _write_transformers(exported: Exported, out: Path) -> None:
+    made = _as_vitmae(exported) if exported.classes is None else _as_beit_classifier(exported, exported.classes)
+    made.save_pretrained(out)
+    Preprocess.of_data(exported.run.recipe.data).save(out)
+
+
+def _as_vitmae(exported: Exported) -> Any:
+    method = exported.method
     if not isinstance(method, MAE):
         raise UnmaskError(
-            f"transformers' ViTMAE cannot hold {run.recipe.method}; export its encoder instead: --to timm"
+            f"transformers' ViTMAE cannot hold {exported.run.recipe.method}; export its encoder instead: --to timm"
         )
     refused = _not_in_vitmae(method.encoder)
     if refused:
@@ -85,8 +68,41 @@ def _write_transformers(run: LoadedRun, out: Path) -> None:
 
     theirs = ViTMAEForPreTraining(_vitmae_config(method))
     theirs.load_state_dict(mae_to_vitmae(method.state_dict()))
-    theirs.save_pretrained(out)
-    Preprocess.of_data(run.recipe.data).save(out)
+    return theirs
+
+
+def _as_beit_classifier(exported: Exported, classes: Sequence[str]) -> Any:
+    """Of transformers' classifiers the one that has its last norm behind the mean over patches."""
+    encoder = exported.method.encoder
+    if not isinstance(encoder, VisionTransformer) or encoder.cls_token is None or len(set(encoder.image_size)) > 1:
+        raise UnmaskError(
+            "transformers' BEiT holds classifiers on a ViT with a class token and square images only; export this one "
+            "with --to timm, or use it with unmask.vision.load"
+        )
+    from transformers import BeitConfig, BeitForImageClassification
+
+    s = encoder.settings
+    config = BeitConfig(
+        hidden_size=s.dim,
+        num_hidden_layers=s.depth,
+        num_attention_heads=s.heads,
+        intermediate_size=int(s.dim * s.mlp_ratio),
+        layer_norm_eps=1e-6,
+        image_size=encoder.image_size[0],
+        patch_size=s.patch_size,
+        num_channels=encoder.channels,
+        use_mask_token=False,
+        use_absolute_position_embeddings=s.positions != "none",
+        use_shared_relative_position_bias=s.relative_bias,
+        layer_scale_init_value=s.layer_scale or 0.0,
+        drop_path_rate=0.0,
+        use_mean_pooling=True,
+        id2label=dict(enumerate(classes)),
+        label2id={name: i for i, name in enumerate(classes)},
+    )
+    theirs = BeitForImageClassification(config)
+    theirs.load_state_dict(classifier_to_beit(exported.method.state_dict()))
+    return theirs
 
 
 def _not_in_vitmae(encoder: VisionTransformer) -> list[str]:
@@ -125,17 +141,19 @@ def _vitmae_config(model: MAE) -> Any:
     )
 
 
-def _write_timm(run: LoadedRun, out: Path) -> None:
-    method: Any = run.method
-    data = run.recipe.data
-    model = timm_model(method.encoder, run.recipe.model.encoder)
-    preprocess = Preprocess.of_data(data)
+def _write_timm(exported: Exported, out: Path) -> None:
+    data, preprocess = exported.run.recipe.data, Preprocess.of_data(exported.run.recipe.data)
+    model = timm_model(exported.method.encoder, exported.run.recipe.model.encoder)
+    if exported.classes is not None:
+        model = _with_head(model, exported.method)
+    classes = exported.classes or []
     config = {
         "architecture": model.architecture,
-        "num_classes": 0,
+        "num_classes": len(classes),
         "num_features": model.features,
         "global_pool": "avg",
-        "model_args": {**model.args, "num_classes": 0, "global_pool": "avg"},
+        **({"label_names": classes} if classes else {}),
+        "model_args": {**model.args, "num_classes": len(classes), "global_pool": "avg"},
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [data.channels, *preprocess.size],
@@ -145,15 +163,14 @@ def _write_timm(run: LoadedRun, out: Path) -> None:
             "crop_mode": "center",
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
-            "num_classes": 0,
+            "num_classes": len(classes),
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state.items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    save_state(model.state, out / "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -165,12 +182,14 @@ class TimmModel:
         args: keyword arguments of ``timm.create_model``, all of them JSON.
         state: the weights by timm's names.
         features: width of the output.
+        norm_after_pooling: the argument that moves its last norm behind pooling; None where there is none.
     """
 
     architecture: str
     args: dict[str, Any]
     state: State
     features: int
+    norm_after_pooling: str | None = None
 
 
 def timm_model(encoder: Any, settings: ViTSettings | SwinSettings) -> TimmModel:
@@ -196,7 +215,24 @@ def timm_model(encoder: Any, settings: ViTSettings | SwinSettings) -> TimmModel:
         return _as_beit(s, args, encoder.state_dict())
     positions = "none" if s.positions == "none" else "learn"
     args |= {"fc_norm": False, "class_token": s.class_token, "pos_embed": positions}
-    return TimmModel("vit_base_patch16_224", args, encoder.state_dict(), s.dim)
+    return TimmModel("vit_base_patch16_224", args, encoder.state_dict(), s.dim, "fc_norm")
+
+
+def _with_head(model: TimmModel, classifier: Any) -> TimmModel:
+    """The timm model with a classifier's norm after pooling, in place of its last norm, and its linear layer.
+
+    Raises:
+        UnmaskError: timm's model has no norm after pooling.
+    """
+    if model.norm_after_pooling is None:
+        raise UnmaskError(
+            f"timm's {model.architecture} cannot hold this classifier, which has its norm after pooling; use it with "
+            "unmask.vision.load, or export the run that was fine-tuned: its encoder fits"
+        )
+    state = dict(model.state)
+    for ours, theirs in (("norm", "fc_norm"), ("head", "head")):
+        state |= {f"{theirs}.{name}": tensor for name, tensor in getattr(classifier, ours).state_dict().items()}
+    return replace(model, args=model.args | {model.norm_after_pooling: True}, state=state)
 
 
 def _as_swin(encoder: Any, s: SwinSettings) -> TimmModel:
@@ -239,7 +275,7 @@ def _as_beit(s: ViTSettings, args: dict[str, Any], state: State) -> TimmModel:
             renamed["rel_pos_bias.relative_position_bias_table"] = tensor
         else:
             renamed[name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")] = tensor
-    return TimmModel("beit_base_patch16_224", args, renamed, s.dim)
+    return TimmModel("beit_base_patch16_224", args, renamed, s.dim, "use_fc_norm")
 
 
-_WRITERS: dict[str, Callable[[LoadedRun, Path], None]] = {"timm": _write_timm, "transformers": _write_transformers}
+_WRITERS: dict[str, Writer] = {"timm": _write_timm, "transformers": _write_transformers}

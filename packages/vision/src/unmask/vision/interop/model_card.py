@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unmask.core import registry
-from unmask.core.training.checkpoint import LoadedRun
-from unmask.core.training.recipe import to_yaml
+from unmask.core.interop.export import Exported
+from unmask.core.interop.model_card import lines, model_card, public
 
-_TAGS = ["unmask", "self-supervised-learning", "masked-image-modeling"]
+_ENCODER_USE = (
+    "Features for k-NN, linear probes and fine-tuning on images like those it was trained on. It has no classification "
+    "head and has not been checked for bias; measure it on your own data before relying on it."
+)
+_CLASSIFIER_USE = (
+    "Naming images like those it was fine-tuned on, as one of its classes. It has not been checked for bias; measure "
+    "it on your own data before relying on it."
+)
 
 
-def model_card(run: LoadedRun, run_dir: Path, to: str) -> str:
-    """A model card in the hub's format: YAML front matter, then Markdown.
-
-    Args:
-        run: the exported run.
-        run_dir: its directory; versions and scores are read from the files there.
-        to: ``timm`` or ``transformers``.
-    """
+def image_card(exported: Exported, to: str) -> str:
+    """The model card of an export to ``timm`` or ``transformers``."""
+    run, classes = exported.run, exported.classes
     card = registry.card(run.recipe.method)
-    name = card.id.split("/")[1]
-    front = {"library_name": to, "pipeline_tag": "image-feature-extraction", "tags": [*_TAGS, name]}
-    what = "The encoder" if to == "timm" else "The whole masked autoencoder (encoder and decoder)"
+    what = "The encoder" if to == "timm" or classes else "The whole masked autoencoder (encoder and decoder)"
+    origin = f"of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without labels by hiding part of "
+    loading = f"{to} classifier" if classes else to
     sections = {
-        "What this is": f"{what} of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without labels by "
-        f"hiding part of every image and predicting it.{_masking_note(run, to)}",
-        "Intended use": "Features for k-NN, linear probes and fine-tuning on images like those it was trained on. "
-        "It has no classification head and has not been checked for bias; measure it on your own data before relying "
-        "on it.",
-        "How to load it": _LOADING[to].format(**_sizes(run)),
+        "What this is": f"{what} {origin}every image and predicting it.{_masking_note(run.method, to)}",
+        "Intended use": _CLASSIFIER_USE if classes else _ENCODER_USE,
+        "How to load it": _LOADING[loading].format(**_sizes(run.recipe.data)),
+        "Classes": ", ".join(f"{name} ({i})" for i, name in enumerate(classes or ())),
         "Data": _data(run.recipe.data),
-        "Training": _training(run, run_dir),
-        "Scores": _scores(run_dir / "evaluation.json"),
-        "Licence": "Exporting sets no licence for these weights: choose one that the training data allows before you "
-        f"publish them. The code that trained them (unmask) is Apache-2.0. The method's reference code, "
-        f"{card.reference} ({card.reference_licence}), was not used.",
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    title = f"# {name} pre-trained with unmask, {run.step} steps"
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{title}\n\n{body}\n"
+    if classes:
+        sections["What this is"] += " Then fine-tuned, with a linear layer on the mean of its tokens, on labels."
+    task = "image-classification" if classes else "image-feature-extraction"
+    return model_card(exported, to, sections, ["masked-image-modeling"], task)
 
 
 _LOADING = {
@@ -59,6 +50,25 @@ features = encoder(images)  # normalised images [batch, {channels}, {height}, {w
 ```
 
 Features are the mean over patch tokens after the final norm; `encoder.forward_features(images)` gives the tokens.""",
+    "timm classifier": """With timm (1.0.31 or newer; PATH is this directory):
+
+```python
+import timm
+
+model = timm.create_model("local-dir:PATH", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+logits = model(images)  # normalised images [batch, {channels}, {height}, {width}] -> [batch, classes]
+names = [model.pretrained_cfg["label_names"][i] for i in logits.argmax(1)]
+```""",
+    "transformers classifier": """With transformers (PATH is this directory):
+
+```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("PATH").eval()
+inputs = AutoImageProcessor.from_pretrained("PATH")(images, return_tensors="pt")
+names = [model.config.id2label[int(i)] for i in model(**inputs).logits.argmax(1)]
+```""",
     "transformers": """With transformers (PATH is this directory):
 
 ```python
@@ -82,13 +92,13 @@ To go on pre-training from it: `unmask train METHOD --init PATH --out RUN`. In t
 }
 
 
-def _sizes(run: LoadedRun) -> dict[str, int]:
-    height, width = run.recipe.data.image_size
-    return {"channels": run.recipe.data.channels, "height": height, "width": width}
+def _sizes(data: Any) -> dict[str, int]:
+    height, width = data.image_size
+    return {"channels": data.channels, "height": height, "width": width}
 
 
-def _masking_note(run: LoadedRun, to: str) -> str:
-    masking = getattr(run.method, "masking", None)
+def _masking_note(method: Any, to: str) -> str:
+    masking = getattr(method, "masking", None)
     if to != "transformers" or masking is None or type(masking).__name__ == "RandomMasking":
         return ""
     return (
@@ -100,33 +110,9 @@ def _masking_note(run: LoadedRun, to: str) -> str:
 def _data(data: Any) -> str:
     height, width = data.image_size
     facts = {
-        "source": f"`{_public_name(data.source)}`",
+        "source": f"`{public(data.source)}`",
         "images": f"{height} x {width} pixels, {data.channels} channel{'s' if data.channels > 1 else ''}",
         "mean": ", ".join(f"{value:.4g}" for value in data.mean or ()),
         "standard deviation": ", ".join(f"{value:.4g}" for value in data.std or ()),
     }
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
-
-
-def _training(run: LoadedRun, run_dir: Path) -> str:
-    environment = _json(run_dir / "environment.json")
-    versions = environment.get("versions", {})
-    lines = [f"{run.step} optimizer steps of {run.recipe.training.batch_size} images."]
-    if "torch" in versions:
-        lines.append(f"torch {versions['torch']}, Python {environment.get('python', 'unknown')}.")
-    recipe = replace(run.recipe, data=replace(run.recipe.data, source=_public_name(run.recipe.data.source)))
-    return " ".join(lines) + f" The complete recipe:\n\n```yaml\n{to_yaml(recipe)}```"
-
-
-def _public_name(source: str) -> str:
-    """A folder's own name: where it lay on somebody's disk is nobody else's business."""
-    return Path(source).name
-
-
-def _scores(path: Path) -> str:
-    values = _json(path)
-    return f"From the run's `evaluation.json`:\n\n```json\n{json.dumps(values, indent=2)}\n```" if values else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return lines(facts)

@@ -7,23 +7,22 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unmask.core.errors import UnmaskError
+from unmask.core.interop.directories import directory, is_run, read_config
+from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned, load_classifier
+from unmask.core.interop.weights import State, difference, read_state, some
 from unmask.core.masking import RandomMasking
+from unmask.core.training.checkpoint import load_run, weights_of
 from unmask.vision.data.preprocess import Preprocess
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
-from unmask.vision.interop.convert import State, vitmae_to_mae
+from unmask.vision.interop.convert import vitmae_to_mae
 from unmask.vision.methods.mae import MAE, DecoderSettings
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SHOWN = 3  # names listed per kind of difference between a checkpoint and a model
 
 
 def load(path: str | Path, device: str = "cpu") -> nn.Module:
@@ -31,20 +30,23 @@ def load(path: str | Path, device: str = "cpu") -> nn.Module:
 
     ``encoder(images)`` takes normalised images [batch, channels, height, width] and returns `Features`: ``tokens``,
     ``grid``, ``cls`` and ``pooled``. ``encoder.preprocess(images)`` makes such a batch from PIL images or file names.
+    Of a fine-tuned directory it is a `FineTunedEncoder`: ``encoder.logits(images)`` scores ``encoder.classes``, too.
 
     Args:
-        path: a run directory, a directory made by ``unmask export --to transformers``, or the id of a ViTMAE on the
-            Hugging Face hub.
+        path: a run directory, what ``unmask finetune`` wrote, a directory made by ``unmask export --to transformers``,
+            or the id of a ViTMAE on the Hugging Face hub.
         device: where to put it.
 
     Raises:
         UnmaskError: nothing of the kind is there.
     """
-    if _is_run(path):
-        from unmask.core.training.checkpoint import load_run
-
-        run = load_run(Path(path), device=device)
-        encoder: Any = run.method.encoder
+    encoder: Any
+    if is_fine_tuned(path):
+        classifier, recipe = load_classifier(path, device)
+        encoder = FineTunedEncoder(classifier, classifier.encoder, Preprocess.of_data(recipe.data))
+    elif is_run(path):
+        run = load_run(path, device=device)
+        encoder = run.method.encoder
         encoder.preprocess = Preprocess.of_data(run.recipe.data)
     else:
         encoder = load_vitmae_directory(path).encoder.to(device)
@@ -64,22 +66,16 @@ def load_vitmae_directory(path: str | Path) -> MAE:
     Raises:
         UnmaskError: no such directory or id, another architecture, or weights that are missing.
     """
-    config = _vitmae_config(path)
-    model = _mae_like(config)
+    model = _mae_like(_vitmae_config(path))
     model.load_state_dict(vitmae_to_mae(_vitmae_weights(path)))
     return model.eval()
 
 
 def _vitmae_config(path: str | Path) -> Any:
     """The directory's configuration, if `MAE` can hold what it describes."""
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise UnmaskError(f"{path}: neither a run (no recipe.yaml) nor an exported directory (no config.json)")
-    from transformers import PreTrainedConfig, ViTMAEConfig
+    from transformers import ViTMAEConfig
 
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(str(path), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnmaskError(_not_found(path, error)) from None
+    values = read_config(directory(path, ["config.json"]) / "config.json")
     if values.get("model_type") != "vit_mae":
         kind = values.get("model_type") or values.get("architecture") or "no model type"
         raise UnmaskError(f"{path}: config.json describes {kind!r}; expected 'vit_mae' (ViTMAEForPreTraining)")
@@ -94,12 +90,6 @@ def _vitmae_config(path: str | Path) -> Any:
     if any(refused.values()):
         raise UnmaskError(f"{path}: cannot be held by this MAE: {', '.join(k for k, bad in refused.items() if bad)}")
     return config
-
-
-def _not_found(path: str | Path, error: Exception) -> str:
-    if Path(path).exists() or not _HUB_ID.fullmatch(str(path)):
-        return f"{path}: {'not a readable config.json' if Path(path).exists() else 'no such directory'}"
-    return f"no directory {path}, and no model of that id could be read from the hub ({str(error).splitlines()[0]})"
 
 
 def _vitmae_weights(path: str | Path) -> State:
@@ -120,7 +110,7 @@ def _vitmae_weights(path: str | Path) -> State:
     missing = sorted(info["missing_keys"])
     if missing:
         hint = " (an encoder alone: the decoder was not saved)" if all("decoder" in name for name in missing) else ""
-        raise UnmaskError(f"{path}: {len(missing)} weights are missing{hint}: {_some(missing)}")
+        raise UnmaskError(f"{path}: {len(missing)} weights are missing{hint}: {some(missing)}")
     return model.state_dict()
 
 
@@ -149,8 +139,8 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
 
     Args:
         method: what the recipe's ``build`` returned; changed in place.
-        path: a run directory, a transformers directory (or hub id), or a ``.safetensors`` file with this library's or
-            the released MAE's names.
+        path: a run directory, a transformers directory (or hub id), or a ``.safetensors`` or ``.pth`` file with this
+            library's or the released MAE's names.
 
     Raises:
         UnmaskError: the weights are those of another model; the message names what differs.
@@ -161,7 +151,7 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
     for name in fixed & given.keys():
         if name.endswith("pos_embed") and given[name].shape[-1] == mine[name].shape[-1]:
             given[name] = mine[name]
-    problem = _difference(given, mine)
+    problem = difference(given, mine, _no_decoder(given, mine))
     if problem:
         raise UnmaskError(
             f"{path}: these weights are of another model: {problem}. "
@@ -170,12 +160,18 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
     method.load_state_dict(given)
 
 
+def _no_decoder(given: State, wanted: State) -> str:
+    """Why weights are missing, where it is the decoder's alone."""
+    missing = [name for name in wanted if name not in given]
+    if any("decoder" in name for name in given) or not all(n.startswith(("decoder", "mask_token")) for n in missing):
+        return ""
+    return " (an encoder alone: take the full checkpoint, with its decoder)"
+
+
 def _read_weights(path: str | Path) -> State:
     """A state dict by our names from whatever `path` is."""
     place = Path(path)
-    if _is_run(place):
-        from unmask.core.training.checkpoint import weights_of
-
+    if is_run(place):
         return dict(weights_of(place)[0])
     if place.is_file():
         return _read_file(place)
@@ -183,18 +179,7 @@ def _read_weights(path: str | Path) -> State:
 
 
 def _read_file(path: Path) -> State:
-    if path.suffix != ".safetensors":
-        raise UnmaskError(
-            f"{path}: only safetensors are read (a {path.suffix or 'file like this'} can run code when it is opened); "
-            "save the checkpoint's state dict with safetensors.torch.save_file first"
-        )
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise UnmaskError(f"{path}: not a complete safetensors file ({error})") from None
+    state = read_state(path)
     if any(name.startswith("encoder.") for name in state):
         return state
     if any(name.startswith("vit.") for name in state):
@@ -205,39 +190,3 @@ def _read_file(path: Path) -> State:
 def _from_released(name: str) -> str:
     """Our name for one of the released MAE's: they differ by the encoder's prefix only."""
     return name if name.startswith(("decoder_", "mask_token")) else f"encoder.{name}"
-
-
-def _difference(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What keeps the weights `given` from fitting, in words; empty when they fit."""
-    parts = []
-    shapes = [
-        f"{name} ({_shape(given[name])}, the model's is {_shape(wanted[name])})"
-        for name in wanted
-        if name in given and given[name].shape != wanted[name].shape
-    ]
-    missing = [name for name in wanted if name not in given]
-    if shapes:
-        parts.append(f"{len(shapes)} of another shape: {_some(shapes)}")
-    if missing:
-        no_decoder = not any("decoder" in name for name in given) and all(
-            name.startswith(("decoder", "mask_token")) for name in missing
-        )
-        why = " (an encoder alone: take the full checkpoint, with its decoder)" if no_decoder else ""
-        parts.append(f"{len(missing)} missing{why}: {_some(missing)}")
-    unknown = [name for name in given if name not in wanted]
-    if unknown:
-        parts.append(f"{len(unknown)} that the model does not have: {_some(unknown)}")
-    return "; ".join(parts)
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "scalar"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _is_run(path: str | Path) -> bool:
-    return (Path(path) / "recipe.yaml").is_file()

@@ -1,0 +1,105 @@
+"""A run's weights in another library's format: a new directory, whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.core import registry
+from unmask.core.errors import UnmaskError
+from unmask.core.interop.directories import read_config
+from unmask.core.interop.fine_tuned import is_fine_tuned, load_classifier
+from unmask.core.training.checkpoint import LoadedRun, load_run
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is exported.
+
+    Args:
+        run: a run; of a fine-tuned directory the recipe and the steps of its pre-training, with the classifier as its
+            ``method``.
+        path: its directory.
+        classes: names of the classes of a classifier; None of a run.
+    """
+
+    run: LoadedRun
+    path: Path
+    classes: list[str] | None = None
+
+    @property
+    def method(self) -> Any:
+        """The network whose weights are written: a method, or a classifier."""
+        return self.run.method
+
+
+Writer = Callable[[Exported, Path], None]
+
+
+def write_export(
+    run_dir: str | Path,
+    out: str | Path,
+    to: str,
+    writers: Mapping[str, Writer],
+    card: Callable[[Exported], str],
+    classifiers: Collection[str] = (),
+) -> Path:
+    """Write a run, or a fine-tuned directory, to a scratch folder beside `out`, and rename it when it is complete.
+
+    Args:
+        run_dir: what to export.
+        out: a directory that does not exist yet, or is empty.
+        to: one of the formats of `writers`.
+        writers: by format: writes what is exported into an empty folder, or raises an UnmaskError that names a format
+            for it.
+        card: the text of the ``README.md``.
+        classifiers: formats that hold a classifier.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UnmaskError: no such format, nothing to export, `out` holds something or cannot be written; and what the writer
+            raises.
+    """
+    if to not in writers:
+        raise UnmaskError(f"cannot export to {to!r}; choose one of: {', '.join(writers)}")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UnmaskError(f"{out} is there already and not empty; give a new directory for the export")
+    exported = _open(Path(run_dir))
+    if exported.classes is not None and to not in classifiers:
+        raise UnmaskError(_no_place_for_a_head(exported, to, classifiers))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            made = Path(scratch) / "export"
+            made.mkdir()
+            writers[to](exported, made)
+            (made / "README.md").write_text(card(exported), encoding="utf-8")
+            if out.exists():
+                out.rmdir()
+            shutil.move(made, out)
+    except OSError as error:
+        raise UnmaskError(f"cannot write the export to {out}: {error.strerror or error}") from None
+    return out
+
+
+def _open(path: Path) -> Exported:
+    if not is_fine_tuned(path):
+        return Exported(load_run(path), path)
+    classifier, recipe = load_classifier(path)
+    step = read_config(path / "finetune.json").get("step", 0)
+    return Exported(LoadedRun(classifier, recipe, step), path, list(classifier.classes))
+
+
+def _no_place_for_a_head(exported: Exported, to: str, classifiers: Collection[str]) -> str:
+    text = f"{exported.path} is a fine-tuned classifier, and --to {to} writes none"
+    if classifiers:
+        return f"{text}; export it with: {' or '.join(f'--to {name}' for name in classifiers)}"
+    module = registry.domains()[registry.domain(exported.run.recipe.method).name]
+    return f"{text}; use it with {module}.load, or export the run that was fine-tuned"

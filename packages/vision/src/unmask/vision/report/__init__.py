@@ -1,0 +1,1 @@
+"""The image part of a run's page."""
