@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from unmask.core.data.kinds import CorruptSampleError, SourceError
 from unmask.core.errors import UnmaskError
 from unmask.pointcloud.data import nuscenes
 from unmask.pointcloud.data.clouds import Settings, open_split
-from unmask.pointcloud.data.nuscenes import SweepReader, find, open_drives, rotation
-from unmask.pointcloud.data.readers import CorruptCloudError, SourceError
+from unmask.pointcloud.data.nuscenes import SweepReader, find, rotation
 from unmask.pointcloud.data.sources import open_source
 
 STEP = 50_000  # microseconds between sweeps
@@ -190,7 +190,7 @@ def test_lidarseg_labels_with_noise_and_sweeps_unlabelled(tmp_path):
     assert source.read(1).labels.tolist() == [1, -1, 0, -1, *[-1] * 4]
     assert source.read(0).labels.tolist() == [-1] * 4  # a key frame without labels
     (tmp_path / tree.tables["lidarseg"][0]["filename"]).write_bytes(bytes(3))
-    with pytest.raises(CorruptCloudError, match=r"a__LIDAR_TOP__001.pcd.bin: lidarseg/.* has 3 labels for 4 points"):
+    with pytest.raises(CorruptSampleError, match=r"a__LIDAR_TOP__001.pcd.bin: lidarseg/.* has 3 labels for 4 points"):
         source.read(1)
 
 
@@ -259,14 +259,14 @@ def test_several_versions_are_asked_about(tmp_path):
 
 def test_tables_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
     folder = many_scenes(tmp_path, n=2) / "v1.0-test-made"
-    first = open_drives(folder)
+    first = open_source(str(folder), "skip")
     with monkeypatch.context() as patched:
         patched.setattr(nuscenes, "_join", lambda _: pytest.fail("read again"))
-        assert open_drives(folder) is first
+        assert open_source(str(folder), "skip") is first
     (folder / "scene.json").write_text(
         (folder / "scene.json").read_text().replace('"name": "scene-0001"', '"name": "renamed"')
     )
-    assert set(open_drives(folder).scenes) == {"scene-0000", "renamed"}
+    assert set(open_source(str(folder), "skip").groups) == {"scene-0000", "renamed"}
 
 
 def broken(rows: list[dict], **changes: object) -> str:
@@ -317,7 +317,7 @@ def test_missing_and_cut_off_files_are_named(tmp_path):
         ("samples/LIDAR_TOP/b__LIDAR_TOP__002.pcd.bin", "No such file or directory"),
     )
     (root / "sweeps/LIDAR_TOP/a__LIDAR_TOP__010.pcd.bin").unlink()
-    with pytest.raises(CorruptCloudError, match=r"^samples/.*011.pcd.bin: sweep sweeps/.*010.pcd.bin: No such file"):
+    with pytest.raises(CorruptSampleError, match=r"^samples/.*011.pcd.bin: sweep sweeps/.*010.pcd.bin: No such file"):
         source.read(0)
     assert len(source.read(1).xyz) == 8
     clouds = open_split(settings(root, sweeps=2), "all")

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from unmask.core.data import splits
+from unmask.core.data.kinds import CorruptSampleError, SourceError
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import stable_id
 from unmask.pointcloud.data import kitti
 from unmask.pointcloud.data.las import LAS_CLASSES
-from unmask.pointcloud.data.readers import CorruptCloudError, SourceError
 from unmask.pointcloud.data.sources import Source, open_source
 
 
@@ -238,7 +238,7 @@ def test_kitti_labels_that_do_not_fit(tmp_path):
     source = opened(semantic_kitti(tmp_path, [0]))
     label = tmp_path / "dataset/sequences/00/labels/000001.label"
     label.write_bytes(label.read_bytes()[:-4])
-    with pytest.raises(CorruptCloudError, match=r"000001.bin: 000001.label has 3 labels for 4 points"):
+    with pytest.raises(CorruptSampleError, match=r"000001.bin: 000001.label has 3 labels for 4 points"):
         source.read(1)
 
 
@@ -323,10 +323,10 @@ def test_what_is_wrong_in_shards(tmp_path):
         "a.tar/deep/0009": "not a .npy file, as most are",
         "a.tar/deep/0010": "empty file",
     }
-    with pytest.raises(CorruptCloudError, match=r"^a.tar/deep/0011: damaged"):
+    with pytest.raises(CorruptSampleError, match=r"^a.tar/deep/0011: damaged"):
         source.read(3)
     place.unlink()
-    with pytest.raises(CorruptCloudError, match=r"^a.tar/0000: No such file"):
+    with pytest.raises(CorruptSampleError, match=r"^a.tar/0000: No such file"):
         source.read(0)
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "b.tar").write_bytes(b"\x1f\x8b not a tar")

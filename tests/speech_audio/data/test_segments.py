@@ -51,7 +51,8 @@ def names(clips: Clips) -> list[str]:
 
 
 def of_lengths(*lengths: int) -> Source:
-    return Source([f"{i}.wav" for i in range(len(lengths))], torch.tensor(lengths), lambda *_: pytest.fail("decoded"))
+    names = [f"{i}.wav" for i in range(len(lengths))]
+    return Source(names=names, lengths=torch.tensor(lengths), read=lambda *_: pytest.fail("decoded"))
 
 
 # What is cut where

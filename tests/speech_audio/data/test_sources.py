@@ -17,17 +17,17 @@ import pytest
 import soundfile
 import torch
 
-from unmask.core.data import splits
+from unmask.core.data import headers, splits
 from unmask.core.data.carriers import list_sets
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.data.shards import Window
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import stable_id
-from unmask.speech_audio.data import headers
 from unmask.speech_audio.data.clips import Settings, SourceError, open_split
-from unmask.speech_audio.data.decode import CorruptAudioError, examine, ratio, read, resample, resampled_length
+from unmask.speech_audio.data.decode import examine, ratio, read, resample, resampled_length
 from unmask.speech_audio.data.embedded import sets as embedded
 from unmask.speech_audio.data.embedded.soundfont import SoundFont
-from unmask.speech_audio.data.sources import open_source
+from unmask.speech_audio.data.sources import CLIPS, open_source
 
 FORMATS = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")]
 
@@ -96,7 +96,7 @@ def test_odd_rates_take_little_memory():
 @pytest.mark.parametrize("share", [0.5, 0.95])
 def test_cut_off_files_are_found_from_their_headers(kind, subtype, share):
     data = encoded(noise(0, 40_000), kind=kind, subtype=subtype)
-    with pytest.raises(CorruptAudioError, match="cut off|damaged|ends"):
+    with pytest.raises(CorruptSampleError, match="cut off|damaged|ends"):
         examine(io.BytesIO(data[: int(share * len(data))]))
 
 
@@ -112,7 +112,7 @@ def test_wavs_written_to_a_pipe_are_no_errors():
     [(b"", "empty file"), (b"hello" * 99, "not audio"), (encoded(noise(0, 0)), "holds no samples")],
 )
 def test_files_that_are_no_audio(data, reason):
-    with pytest.raises(CorruptAudioError, match=reason):
+    with pytest.raises(CorruptSampleError, match=reason):
         examine(io.BytesIO(data))
 
 
@@ -120,7 +120,7 @@ def test_damage_in_the_middle_is_an_error():
     data = bytearray(encoded(noise(0, 40_000), kind="FLAC"))
     header = examine(io.BytesIO(bytes(data)))
     data[len(data) // 2 : len(data) // 2 + 4_000] = bytes(4_000)
-    with pytest.raises(CorruptAudioError, match="damaged"):
+    with pytest.raises(CorruptSampleError, match="damaged"):
         read(io.BytesIO(bytes(data)), header)
 
 
@@ -339,7 +339,7 @@ def test_shards_named_after_splits_and_cut_off(tmp_path):
     clips = opened(tmp_path / "s")
     assert 4 < len(clips) < 8 and "shard" in clips.problems[0].reason
     write(tmp_path / "s" / "a.wav")
-    with pytest.raises(SourceError, match="holds 2 .tar and 1 sound files"):
+    with pytest.raises(SourceError, match="holds 2 .tar and 1 clip files"):
         opened(tmp_path / "s")
 
 
@@ -356,17 +356,17 @@ def test_a_window_is_a_file():
 def test_headers_are_looked_at_once(tmp_path, monkeypatch):
     names = [write(tmp_path / "f" / f"{i}.wav", seed=i).name for i in range(3)]
     (tmp_path / "f" / "bad.wav").write_bytes(b"")
-    first = headers.scan(tmp_path / "f", [*names, "bad.wav", "gone.wav"])
+    first = headers.scan(tmp_path / "f", [*names, "bad.wav", "gone.wav"], CLIPS)
     assert first[3:] == ["empty file", "No such file or directory"]
     real = headers.examine
     monkeypatch.setattr(headers, "examine", lambda *_: pytest.fail("looked again"))
-    assert headers.scan(tmp_path / "f", [*names, "bad.wav"]) == first[:4]
+    assert headers.scan(tmp_path / "f", [*names, "bad.wav"], CLIPS) == first[:4]
     monkeypatch.setattr(headers, "examine", real)
     write(tmp_path / "f" / "1.wav", samples=3_000)
-    assert headers.scan(tmp_path / "f", names)[1].samples == 3_000
+    assert headers.scan(tmp_path / "f", names, CLIPS)[1]["frames"] == 3_000
     for place in (tmp_path / "cache" / "headers").iterdir():
         place.write_text("{")
-    assert headers.scan(tmp_path / "f", names)[1].samples == 3_000
+    assert headers.scan(tmp_path / "f", names, CLIPS)[1]["frames"] == 3_000
 
 
 def test_a_source_is_opened_again_only_when_it_changed(tmp_path, monkeypatch):

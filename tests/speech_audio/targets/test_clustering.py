@@ -11,8 +11,8 @@ from clips import FakeClips, tone
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.randomness import stable_id
-from unmask.speech_audio.data.decode import CorruptAudioError
 from unmask.speech_audio.targets.clustering import (
     ClusteringError,
     KMeans,
@@ -240,13 +240,13 @@ def test_damaged_clips_are_passed_over_or_fatal_as_the_settings_say() -> None:
     class Damaged(FakeClips):
         def waveform(self, index: int) -> Tensor:
             if self.ids[index] == stable_id("3.wav"):
-                raise CorruptAudioError("3.wav: no audio")
+                raise CorruptSampleError("3.wav: no audio")
             return super().waveform(index)
 
     damaged = Damaged({f"{i}.wav": tone(100, 0.3) for i in range(5)})
     assert len(sample_frames(damaged, Mfcc(), max_frames=1000)) == 4 * 28
     damaged.settings.corrupt = "fatal"
-    with pytest.raises(CorruptAudioError, match="3.wav"):
+    with pytest.raises(CorruptSampleError, match="3.wav"):
         sample_frames(damaged, Mfcc(), max_frames=1000)
 
 

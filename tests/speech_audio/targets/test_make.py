@@ -13,8 +13,8 @@ import torch
 from clips import FakeClips, tone, two_voices
 from torch import Tensor, nn
 
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
-from unmask.speech_audio.data.decode import CorruptAudioError
 from unmask.speech_audio.data.frames import HOP, num_frames
 from unmask.speech_audio.targets.codebook import Codebook
 from unmask.speech_audio.targets.features import LayerFeatures, Mfcc
@@ -148,7 +148,7 @@ def test_a_clip_that_cannot_be_decoded_is_named_and_does_not_stop_the_work(tmp_p
     class Damaged(FakeClips):
         def waveform(self, index: int) -> Tensor:
             if index == 1:
-                raise CorruptAudioError("b: no audio")
+                raise CorruptSampleError("b: no audio")
             return super().waveform(index)
 
     train = Damaged({name: tone(100, 0.5, noise=0.1) for name in "abc"})
@@ -156,7 +156,7 @@ def test_a_clip_that_cannot_be_decoded_is_named_and_does_not_stop_the_work(tmp_p
     assert made.info["unreadable"] == [int(train.ids[1])] and len(made.get(int(train.ids[1]))) == 0
     made.check_covers(train.ids, train.lengths, "voices")
     train.settings.corrupt = "fatal"
-    with pytest.raises(CorruptAudioError):
+    with pytest.raises(CorruptSampleError):
         make_labels(MFCC, train, [], tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from unmask.core.data import splits
+from unmask.core.data import shards, splits
+from unmask.core.data.kinds import CorruptSampleError, SourceError
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import stable_id
-from unmask.vision.data import arrays, shards
-from unmask.vision.data.decode import ChannelsError, CorruptImageError, convert, decode
+from unmask.vision.data import arrays
+from unmask.vision.data.decode import ChannelsError, convert, decode
 from unmask.vision.data.images import Images, Settings, collate, open_split, resolve
-from unmask.vision.data.sources import SourceError, open_source
+from unmask.vision.data.sources import IMAGES, open_source
 from unmask.vision.data.statistics import IMAGENET_MEAN
 
 
@@ -151,7 +152,7 @@ def test_tiff_with_white_as_zero_and_complex_numbers():
     grey, stream = pixels(0, 5, 6), io.BytesIO()
     tifffile.imwrite(stream, 255 - grey, photometric="miniswhite")
     assert torch.equal(decode(stream.getvalue(), 1, "x")[0], torch.from_numpy(grey))
-    with pytest.raises(CorruptImageError, match="pixels of type complex64"):
+    with pytest.raises(CorruptSampleError, match="pixels of type complex64"):
         decode(file_bytes(np.ones((5, 6), np.complex64), "tiff"), 1, "x")
 
 
@@ -215,7 +216,7 @@ def test_channels_that_cannot_be_converted_name_file_and_numbers():
     ],
 )
 def test_corrupt_files_say_what_is_wrong(content, reason):
-    with pytest.raises(CorruptImageError, match=f"^photo: .*{reason}"):
+    with pytest.raises(CorruptSampleError, match=f"^photo: .*{reason}"):
         decode(content, 3, "photo")
 
 
@@ -353,15 +354,15 @@ def test_shards_are_read_by_offset(tmp_path, label):
 
 def test_the_shard_index_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypatch):
     place = shard(tmp_path / "s" / "a.tar", 0, 4)
-    first = shards.index(place, "a.tar")
+    first = shards.index(place, "a.tar", IMAGES)
     with monkeypatch.context() as patched:
         patched.setattr("unmask.core.data.shards._scan", lambda *_: pytest.fail("walked again"))
-        assert shards.index(place, "a.tar") == first
+        assert shards.index(place, "a.tar", IMAGES) == first
     shard(place, 0, 6)
-    assert len(shards.index(place, "a.tar")[0]) == 6
+    assert len(shards.index(place, "a.tar", IMAGES)[0]) == 6
     for index in (tmp_path / "cache" / "shards").iterdir():
         index.write_text("{")
-    assert len(shards.index(place, "a.tar")[0]) == 6
+    assert len(shards.index(place, "a.tar", IMAGES)[0]) == 6
 
 
 def test_shards_named_after_splits(tmp_path):

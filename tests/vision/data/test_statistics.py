@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 
 from unmask.core import cli
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.rankme import rankme
 from unmask.vision.data import statistics
-from unmask.vision.data.decode import ChannelsError, CorruptImageError
+from unmask.vision.data.decode import ChannelsError
 from unmask.vision.data.images import Images, Settings, open_split, resolve
 from unmask.vision.data.preprocess import Preprocess
 from unmask.vision.data.statistics import IMAGENET_MEAN, IMAGENET_STD, measure
@@ -293,10 +294,10 @@ def test_an_array_on_another_scale_is_said() -> None:
 @pytest.mark.parametrize(
     ("array", "error", "message"),
     [
-        (np.zeros((3, 16, 16), np.float32), CorruptImageError, r"shape \(3, 16, 16\).*\[height, width, channels\]"),
-        (np.zeros(5), CorruptImageError, "expected numbers of shape"),
-        (np.zeros((4, 4), complex), CorruptImageError, "type complex128"),
-        (np.full((4, 4), np.inf), CorruptImageError, "16 of 16 pixels are NaN or infinite"),
+        (np.zeros((3, 16, 16), np.float32), CorruptSampleError, r"shape \(3, 16, 16\).*\[height, width, channels\]"),
+        (np.zeros(5), CorruptSampleError, "expected numbers of shape"),
+        (np.zeros((4, 4), complex), CorruptSampleError, "type complex128"),
+        (np.full((4, 4), np.inf), CorruptSampleError, "16 of 16 pixels are NaN or infinite"),
         (np.zeros((4, 4, 2), np.uint8), None, ""),
         (np.zeros((4, 4, 5), np.uint8), ChannelsError, "has 5 channels, expected 6"),
     ],

@@ -1,1 +1,1 @@
-"""What the data of every domain share: splits, shards and the sets that come by name."""
+"""What the data of every domain share: folders, shards, splits, damaged samples, and the sets that come by name."""

@@ -2,9 +2,9 @@
 
 A shard is an ordinary uncompressed tar in which files with the same name up to the first dot are one sample:
 ``0001.jpg``, ``0001.cls``, ``0001.json``. Each shard is walked once; where its samples lie is kept in the cache, so
-any sample can be read at any time and a reader has no position to lose. A domain says with a `Kind` which files are
-its samples. Beside them are read ``.cls`` (a number or a name), ``.txt`` (a text) and the entries ``label``, ``cls``,
-``speaker`` and ``text`` of ``.json``. Nothing else is decoded: no pickle, no commands.
+any sample can be read at any time and a reader has no position to lose. A `Kind` says which files are samples. Beside
+them are read ``.cls`` (a number or a name), ``.txt`` (a text) and the entries ``label``, ``cls``, ``speaker`` and
+``text`` of ``.json``. Nothing else is decoded: no pickle, no commands.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from unmask.core.data.carriers import cache_dir, staging
-from unmask.core.errors import UnmaskError
+from unmask.core.data.folders import Place
+from unmask.core.data.headers import examine
+from unmask.core.data.kinds import Kind, SourceError, naming, printable
+from unmask.core.errors import Problem, UnmaskError
 
-_FORMAT = 3  # raise when the index changes
+_FORMAT = 4  # raise when the index changes
 _ENTRIES = ("label", "cls", "speaker", "text")
 
 
@@ -51,6 +54,11 @@ class Window(io.RawIOBase):
         """The position."""
         return self._at
 
+    def read_bytes(self) -> bytes:
+        """All of it, as `pathlib.Path.read_bytes`."""
+        self._at = 0
+        return self.readall() or b""
+
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer as far as there are bytes; returns how many."""
         view = memoryview(buffer).cast("B")
@@ -59,21 +67,6 @@ class Window(io.RawIOBase):
         view[: len(content)] = content
         self._at += len(content)
         return len(content)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Which files of a shard are samples, and what is looked at when it is indexed.
-
-    Args:
-        name: what to call a sample in messages: ``image``.
-        suffixes: of the sample files, with the dot.
-        examine: what is wrong with a sample, or None, and facts to remember (what json can hold).
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
-    examine: Callable[[Window], tuple[str | None, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -112,11 +105,6 @@ class Member:
             yield Window(file, self.offset, self.size)
 
 
-def printable(name: str) -> str:
-    """A file's name as text that can be written and hashed: bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def index(path: Path, shard: str, kind: Kind) -> tuple[list[Member], list[tuple[str, str]]]:
     """The samples of a shard in tar order, and (name, reason) of those that cannot be read.
 
@@ -129,7 +117,7 @@ def index(path: Path, shard: str, kind: Kind) -> tuple[list[Member], list[tuple[
         UnmaskError: it is not an uncompressed tar.
     """
     stat = path.stat()
-    identity = f"{path.resolve()}|{stat.st_mtime_ns}|{stat.st_size}|{kind.name}|{_FORMAT}"
+    identity = f"{path.resolve()}|{stat.st_mtime_ns}|{stat.st_size}|{kind.name}|{kind.version}|{_FORMAT}"
     place = cache_dir() / "shards" / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.json"
     try:
         entries = json.loads(place.read_text())
@@ -140,6 +128,43 @@ def index(path: Path, shard: str, kind: Kind) -> tuple[list[Member], list[tuple[
             os.replace(folder / "index.json", place)
     members = [Member(f"{shard}/{key}", shard, *where) for key, *where in entries["members"]]
     return members, [(f"{shard}/{key}" if key else shard, reason) for key, reason in entries["problems"]]
+
+
+def index_all(place: Place, names: Sequence[str], kind: Kind) -> tuple[list[Member], tuple[Problem, ...]]:
+    """The samples of several shards, and those that cannot be read.
+
+    Raises:
+        SourceError: there are none.
+        UnmaskError: one is no uncompressed tar.
+    """
+    members: list[Member] = []
+    problems: list[Problem] = []
+    for name in names:
+        found, bad = index(place.root / name, name, kind)
+        members += found
+        problems += [Problem(*entry) for entry in bad]
+    if not members and not problems:
+        looked = " ".join(kind.suffixes)
+        raise SourceError(f"no {kind.plural} in the {len(names)} tar shards of {place.root} (looked for {looked})")
+    return members, tuple(problems)
+
+
+class ShardReader:
+    """Reads samples out of shards. Holds no open file, so it can go to any number of workers.
+
+    Args:
+        root: the folder of the shards.
+        members: the samples.
+        decode: makes a sample of an open file and the member's name; also given what the reader is called with.
+    """
+
+    def __init__(self, root: Path, members: Sequence[Member], decode: Callable[..., Any]) -> None:
+        self.root, self.members, self.decode = root, members, decode
+
+    def __call__(self, index: int, *how: Any) -> Any:
+        member = self.members[index]
+        with naming(member.name), member.open(self.root) as file:
+            return self.decode(file, member.name, *how)
 
 
 def _scan(path: Path, shard: str, kind: Kind) -> dict[str, list[Any]]:
@@ -159,9 +184,9 @@ def _scan(path: Path, shard: str, kind: Kind) -> dict[str, list[Any]]:
                 beside.setdefault(key, {}).update(_beside(file.read(size), suffix))
         members = []
         for key, (offset, size) in samples.items():
-            reason, facts = kind.examine(Window(file, offset, size))
-            if reason:
-                problems.append((key, reason))
+            facts = examine(kind, Window(file, offset, size), key)
+            if isinstance(facts, str):
+                problems.append((key, facts))
             else:
                 members.append((key, offset, size, beside.get(key, {}), facts))
     return {"members": members, "problems": problems}

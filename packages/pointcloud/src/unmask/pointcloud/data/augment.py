@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import Key, SampleKey, stable_id
 from unmask.pointcloud.data.extent import inside
-from unmask.pointcloud.data.readers import Cloud, CorruptCloudError
+from unmask.pointcloud.data.readers import Cloud
 from unmask.pointcloud.data.settings import Settings
 
 _SUBSET = stable_id("subset of points")
@@ -95,7 +96,7 @@ def prepare(
 
     Raises:
         FeatureError: the cloud lacks a feature.
-        CorruptCloudError: no points are in the range.
+        CorruptSampleError: no points are in the range.
     """
     columns = [_feature(cloud, feature, name) for feature in settings.features]
     xyz, labels = cloud.xyz, cloud.labels
@@ -104,11 +105,11 @@ def prepare(
         xyz, labels = xyz[good], None if labels is None else labels[good]
         columns = [values[good] for values in columns]
     if not len(xyz):
-        raise CorruptCloudError(f"{name}: no point has finite {' and '.join(settings.features)}")
+        raise CorruptSampleError(f"no point has finite {' and '.join(settings.features)}", name)
     xyz = normalise(xyz, settings.normalize or "none")
     points = np.concatenate([xyz, *columns], 1).astype(np.float32)
     if not inside(points, settings.range).any():
-        raise CorruptCloudError(f"{name}: no points inside data.range")
+        raise CorruptSampleError("no points inside data.range", name)
     return points, labels
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from unmask.core.data.kinds import CorruptSampleError, naming
 from unmask.core.data.splits import TEST, TRAIN, VAL
-from unmask.pointcloud.data.readers import Cloud, CorruptCloudError, bin_rows, clean, naming
+from unmask.pointcloud.data.readers import Cloud, bin_rows, clean
 
 # The benchmark's 19 classes and the numbers in the files that mean them (semantic-kitti.yaml of its interface).
 _CLASSES: dict[str, tuple[int, ...]] = {
@@ -126,5 +127,5 @@ class KittiReader:
             return None
         size = path.stat().st_size
         if size != 4 * points:
-            raise CorruptCloudError(f"{path.name} has {size / 4:g} labels for {points} points")
+            raise CorruptSampleError(f"{path.name} has {size / 4:g} labels for {points} points")
         return _INDEX[np.fromfile(path, "<u4") & 0xFFFF]

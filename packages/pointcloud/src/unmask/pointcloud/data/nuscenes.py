@@ -19,14 +19,14 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from unmask.pointcloud.data.readers import Cloud, CorruptCloudError, SourceError, bin_rows, clean, naming
+from unmask.core.data.kinds import CorruptSampleError, SourceError, naming
+from unmask.pointcloud.data.readers import Cloud, bin_rows, clean
 
 _CHANNEL = "LIDAR_TOP"
 _NEAR = 1.0  # metres
@@ -86,19 +86,11 @@ def find(root: Path) -> Path | None:
 
 
 def open_drives(folder: Path) -> Drives:
-    """The lidar sweeps that a folder of tables describes. The last one is kept for as long as its files do not change.
+    """The lidar sweeps that a folder of tables describes.
 
     Raises:
         SourceError: a table is missing or damaged, or they do not fit together.
     """
-    folder = folder.resolve()
-    tables = (*_TABLES, "lidarseg", "category")
-    times = [(folder / f"{name}.json").stat().st_mtime_ns for name in tables if (folder / f"{name}.json").exists()]
-    return _open_drives(folder, tuple(times))
-
-
-@lru_cache(maxsize=1)
-def _open_drives(folder: Path, _times: tuple[int, ...]) -> Drives:
     try:
         return _join(folder)
     except KeyError as error:
@@ -233,7 +225,7 @@ class SweepReader:
         if file is not None:
             numbers = np.fromfile(self.drives.root / file, np.uint8)
             if len(numbers) != own:
-                raise CorruptCloudError(f"{file} has {len(numbers)} labels for {own} points")
+                raise CorruptSampleError(f"{file} has {len(numbers)} labels for {own} points")
             labels[:own] = self.drives.index[numbers]
         return labels
 

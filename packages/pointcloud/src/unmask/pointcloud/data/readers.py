@@ -18,7 +18,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from unmask.core.data.kinds import CorruptSampleError, naming
 from unmask.core.errors import UnmaskError
 
 SUFFIXES = (".pcd", ".ply", ".xyz", ".npy", ".las", ".laz", ".bin")
 _FARTHEST = 1e18  # metres: what is farther is no position, and its square is beyond float32
 WIDTHS = {"intensity": 1, "time": 1, "color": 3, "normal": 3}  # channels of each feature
-
-
-class SourceError(UnmaskError):
-    """A data source that does not exist, holds no clouds, or is not of a kind that can be read."""
-
-
-class CorruptCloudError(UnmaskError):
-    """A file that is not a point cloud, is damaged, or holds fewer than two distinct points."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ def read_cloud(path: str | Path, columns: int | None = None, name: str | None = 
         name: what to call the file in errors; its path by default.
 
     Raises:
-        CorruptCloudError: not such a file, damaged, or of fewer than two distinct points.
+        CorruptSampleError: not such a file, damaged, or of fewer than two distinct points.
         UnmaskError: no reader for this suffix, or the package that reads it is not installed.
         SourceError: the file cannot be read for a reason that lies in the storage.
     """
@@ -80,23 +73,10 @@ def read_cloud(path: str | Path, columns: int | None = None, name: str | None = 
         raise UnmaskError(f"{name}: no reader for {suffix or 'files without a suffix'}; expected {' '.join(SUFFIXES)}")
     with naming(name):
         with path.open("rb") as file:
-            reason = _begin_complaint(file.read(HEAD), suffix)
+            reason = complaint(file.read(HEAD), suffix)
         if reason:
-            raise CorruptCloudError(reason)
+            raise CorruptSampleError(reason)
         return clean(*(_read_bin(path, columns) if suffix == ".bin" else _READERS[suffix](path)))
-
-
-@contextlib.contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Put the file's name before what went wrong while it was read, and tell its own faults from the storage's."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError) as error:
-        raise CorruptCloudError(f"{name}: {error.strerror}") from error
-    except CorruptCloudError as error:
-        raise CorruptCloudError(f"{name}: {error}") from error
-    except OSError as error:  # too many open files, a network drive away: not the cloud's fault
-        raise SourceError(f"{name}: {error.strerror or error}. Put the storage right and resume") from error
 
 
 def clean(
@@ -107,7 +87,7 @@ def clean(
     """A cloud of the points whose coordinates are finite and no farther than 1e18 m.
 
     Raises:
-        CorruptCloudError: fewer than two distinct points are left.
+        CorruptSampleError: fewer than two distinct points are left.
     """
     xyz = np.asarray(xyz, np.float64)
     good = (np.abs(xyz) <= _FARTHEST).all(1)  # false for NaN, too
@@ -118,20 +98,12 @@ def clean(
     if len(xyz) < 2 or not (xyz != xyz[0]).any():
         left = f" after {dropped} with NaN or infinite coordinates were removed" if dropped else ""
         what = "no points" if len(xyz) == 0 else "fewer than two distinct points"
-        raise CorruptCloudError(f"{what}{left}")
+        raise CorruptSampleError(f"{what}{left}")
     return Cloud(xyz, features or {}, labels, dropped)
 
 
-def complaint(path: Path) -> str | None:
-    """Why a file cannot be a point cloud, judged by its first bytes; None where nothing speaks against it."""
-    try:
-        with path.open("rb") as file:
-            return _begin_complaint(file.read(HEAD), path.suffix.lower())
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _begin_complaint(head: bytes, suffix: str) -> str | None:
+def complaint(head: bytes, suffix: str) -> str | None:
+    """Why a file with these first `HEAD` bytes cannot be a point cloud; None where nothing speaks against it."""
     if not head:
         return "empty file"
     if suffix == ".xyz":
@@ -170,11 +142,11 @@ def bin_rows(path: Path, columns: int | None = None) -> Float[np.ndarray, "point
     """The rows of a .bin file, without any check of what is in them; see `read_cloud`.
 
     Raises:
-        CorruptCloudError: the size is no multiple of such rows.
+        CorruptSampleError: the size is no multiple of such rows.
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
-    if columns is None and path.name.lower().endswith(".pcd.bin"):
+    if columns is None and has_rings(path.name):
         columns = 5
     if columns is None and len(data) % 80 == 0:
         rings = np.frombuffer(data, "<f4").reshape(-1, 5)[:, 4]
@@ -183,8 +155,13 @@ def bin_rows(path: Path, columns: int | None = None) -> Float[np.ndarray, "point
         columns = 5 if len(data) % 20 == 0 else 4
     reason = bin_complaint(len(data), columns)
     if reason:
-        raise CorruptCloudError(reason)
+        raise CorruptSampleError(reason)
     return np.frombuffer(data, "<f4").reshape(-1, columns)
+
+
+def has_rings(name: str) -> bool:
+    """Whether a .bin file's name says that its rows have a ring number."""
+    return name.lower().endswith(".pcd.bin")
 
 
 def bin_complaint(size: int, columns: int | None) -> str | None:
@@ -207,32 +184,32 @@ def _read_npy(path: Path) -> Raw:
         table = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a wrong header cannot ask for memory
     except (ValueError, EOFError) as error:
         if "Python objects" in str(error):
-            raise CorruptCloudError("holds pickled Python objects, which are never read; expected numbers") from error
-        raise CorruptCloudError(f"damaged ({error})") from error
+            raise CorruptSampleError("holds pickled Python objects, which are never read; expected numbers") from error
+        raise CorruptSampleError(f"damaged ({error})") from error
     if not isinstance(table, np.ndarray) or table.dtype.kind not in "fiu":
         kind = table.dtype if isinstance(table, np.ndarray) else "several arrays"
-        raise CorruptCloudError(f"holds {kind}; expected one array of numbers")
+        raise CorruptSampleError(f"holds {kind}; expected one array of numbers")
     return _columns(table)
 
 
 def _read_xyz(path: Path) -> Raw:
     text = path.read_bytes().replace(b",", b" ").replace(b";", b" ")
     if not text.strip():
-        raise CorruptCloudError("no points")
+        raise CorruptSampleError("no points")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a file of comments only, which is told below
             return _columns(np.loadtxt(io.BytesIO(text), np.float64, comments=("#", "//"), ndmin=2))
     except ValueError as error:
-        if isinstance(error, CorruptCloudError):
+        if isinstance(error, CorruptSampleError):
             raise
-        raise CorruptCloudError(f"not rows of numbers ({str(error).splitlines()[0]})") from error
+        raise CorruptSampleError(f"not rows of numbers ({str(error).splitlines()[0]})") from error
 
 
 def _columns(table: np.ndarray) -> Raw:
     if table.ndim != 2 or table.shape[1] < 3:
         shape = list(table.shape)
-        raise CorruptCloudError(f"has shape {shape}; expected [points, 3 or more]: x, y, z, then intensity")
+        raise CorruptSampleError(f"has shape {shape}; expected [points, 3 or more]: x, y, z, then intensity")
     features = {"intensity": _unit(np.asarray(table[:, 3:4]))} if table.shape[1] > 3 else {}
     return np.asarray(table[:, :3], np.float64), features, None
 
@@ -261,11 +238,11 @@ def _read_open3d(path: Path) -> Raw:
             found = open3d.t.io.read_point_cloud(str(path)).point
             values = {str(key).lower(): np.array(value.numpy()) for key, value in found.items()}
     except RuntimeError as error:
-        raise CorruptCloudError(f"damaged ({_plain(str(error))})") from error
+        raise CorruptSampleError(f"damaged ({_plain(str(error))})") from error
     if "WARNING" in said.getvalue():
-        raise CorruptCloudError(f"damaged ({_plain(said.getvalue())})")
+        raise CorruptSampleError(f"damaged ({_plain(said.getvalue())})")
     if "positions" not in values:
-        raise CorruptCloudError("no points")
+        raise CorruptSampleError("no points")
     features = {}
     intensity = next((values[key] for key in _INTENSITIES if key in values), None)
     if intensity is not None:
@@ -310,7 +287,7 @@ def _check_pcd(path: Path) -> None:
     lines = [line for line in body.splitlines() if line.strip()]
     short = sum(len(line.split()) < width for line in lines[:points])
     if len(lines) < points or short:
-        raise CorruptCloudError(f"damaged ({len(lines) - short} whole lines of points, the header says {points})")
+        raise CorruptSampleError(f"damaged ({len(lines) - short} whole lines of points, the header says {points})")
 
 
 def _read_las(path: Path) -> Raw:
@@ -323,9 +300,9 @@ def _read_las(path: Path) -> Raw:
     except OSError:
         raise
     except Exception as error:  # laspy and its decompressor raise whatever they like on damaged files
-        raise CorruptCloudError(f"damaged ({str(error)[:200] or type(error).__name__})") from error
+        raise CorruptSampleError(f"damaged ({str(error)[:200] or type(error).__name__})") from error
     if len(xyz) != file.header.point_count:
-        raise CorruptCloudError(f"damaged ({len(xyz)} points, the header says {file.header.point_count})")
+        raise CorruptSampleError(f"damaged ({len(xyz)} points, the header says {file.header.point_count})")
     features = {"intensity": _unit(raw["intensity"].reshape(-1, 1))}
     if "red" in raw:
         features["color"] = _colour(np.stack([raw["red"], raw["green"], raw["blue"]], 1))

@@ -2,83 +2,73 @@
 
 from __future__ import annotations
 
-import os
-import re
+import io
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
-from jaxtyping import Int, Int8
-from torch import Tensor
-
-from unmask.core.data.shards import Member, printable
-from unmask.core.data.splits import assign, split_of
+from unmask.core.data import headers, shards, sources
+from unmask.core.data.carriers import cache_dir
+from unmask.core.data.folders import Place, suffix
+from unmask.core.data.kinds import CorruptSampleError, Kind, SourceError
+from unmask.core.data.shards import Window
+from unmask.core.data.sources import sift, source_of_files, source_of_shards, take
 from unmask.core.errors import Problem
-from unmask.core.randomness import stable_id
-from unmask.pointcloud.data import kitti, nuscenes, shards
+from unmask.pointcloud.data import kitti, nuscenes
+from unmask.pointcloud.data.embedded.sets import EMBEDDED, load_embedded
 from unmask.pointcloud.data.las import LAS_CLASSES, index_points
 from unmask.pointcloud.data.readers import (
+    HEAD,
     SUFFIXES,
     Cloud,
-    SourceError,
     bin_columns,
     bin_complaint,
     complaint,
+    has_rings,
     read_cloud,
+    suffix_of,
 )
 
-_PACKED = (".tar.gz", ".tgz", ".zip", ".tar.xz", ".tar.zst", ".7z")
-_BAD_NAME = "its name is not UTF-8: rename it"
 
-Reader = Callable[[int], Cloud]
+def _examine(file: BinaryIO, name: str) -> dict[str, Any]:
+    """The size, and the suffix of what it is, which the names of shards' members do not tell."""
+    head = file.read(HEAD)
+    reason = complaint(head, suffix(name))
+    if reason:
+        raise CorruptSampleError(reason)
+    return {"size": file.seek(0, io.SEEK_END), "suffix": suffix(name) or suffix_of(head)}
+
+
+CLOUDS = Kind(
+    name="cloud",
+    suffixes=SUFFIXES,
+    examine=_examine,
+    expected="Give a folder of point clouds, of nuScenes tables or of .tar shards, or one of the embedded sets: "
+    + ", ".join(sorted(EMBEDDED)),
+    sets=tuple(EMBEDDED),
+    groups="scene or recording",
+)
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(sources.Source):
     """All clouds of a data set, whatever it is kept in.
 
     Args:
-        names: one per cloud: the path below the folder, the shard key, or ``set:name``.
-        read: reads one cloud; its labels are indices into `point_classes`, -1 where a point has none.
-        labels: class indices of clouds, or None.
-        classes: names of the classes of clouds, or None.
-        point_classes: names of the classes of points, or None where the data have none.
-        groups: what stays together in one split: the scene or recording of each cloud; None where none is known.
-        given: the split that the data themselves give to each cloud (see `unmask.core.data.splits`), None where none.
-        problems: what was found to be unreadable and is not in `names`.
-        codes: the final split of each cloud, for sets whose splits are fixed; else None.
+        point_classes: names of the classes of points, or None where the data have none. The labels of a cloud that is
+            read are indices into them, -1 where a point has none.
     """
 
-    names: Sequence[str]
-    read: Reader
-    labels: Int[Tensor, "n"] | None = None
-    classes: list[str] | None = None
     point_classes: list[str] | None = None
-    groups: Sequence[str] | None = None
-    given: Sequence[int | None] | None = None
-    problems: tuple[Problem, ...] = ()
-    codes: Int8[Tensor, "n"] | None = None
 
-    @cached_property
-    def ids(self) -> Int[Tensor, "n"]:
-        """Stable sample ids, from the names."""
-        return torch.tensor([stable_id(name) for name in self.names], dtype=torch.int64)
-
-    def splits(self, val_share: float) -> Int8[Tensor, "n"]:
-        """The split of each cloud: whole groups where they are known, else class by class.
-
-        A test split is only made where there are labels, of clouds or points, to report on.
-        """
-        if self.codes is not None:
-            return self.codes
-        test_share = 0.0 if self.labels is None and self.point_classes is None else val_share
-        groups = None if self.groups is None else torch.tensor([stable_id(f"group {name}") for name in self.groups])
-        return assign(self.ids, self.labels, self.given, val_share, test_share, groups)
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels to report on, of clouds or points."""
+        return self.labels is not None or self.point_classes is not None
 
 
 def open_source(source: str, corrupt: str, sweeps: int = 1) -> Source:
@@ -90,205 +80,108 @@ def open_source(source: str, corrupt: str, sweeps: int = 1) -> Source:
         sweeps: lidar sweeps in one cloud; more than one in nuScenes only.
 
     Raises:
-        SourceError: nothing is there, or nothing that can be read; or something cannot and `corrupt` is ``fatal``; or
-            several sweeps are asked of data that do not tell how the sensor moved.
+        SourceError: see `unmask.core.data.sources.open_source`; or several sweeps are asked of data that do not tell
+            how the sensor moved.
     """
-    from unmask.pointcloud.data.embedded.sets import EMBEDDED
-
-    found = _embedded(source) if source in EMBEDDED else _open_place(source, sweeps)
+    if source in EMBEDDED:
+        found = _embedded(source, cache_dir())
+    else:
+        opener = partial(_open_place, sweeps=sweeps)
+        found = sources.open_source(source, CLOUDS, opener, corrupt=corrupt, options=(sweeps,))
     if sweeps > 1 and not isinstance(found.read, nuscenes.SweepReader):
         raise SourceError(
             f"{source}: data.sweeps={sweeps} needs poses of the vehicle, which are read from nuScenes' tables only; "
             "set data.sweeps=1"
         )
-    if found.problems and (corrupt == "fatal" or not found.names):
-        first = "; ".join(f"{p.name} ({p.reason})" for p in found.problems[:3])
-        total = len(found.names) + len(found.problems)
-        remedy = "Remove or replace them" + (", or set data.corrupt=skip." if found.names else ".")
-        raise SourceError(f"{source}: {len(found.problems)} of {total} clouds cannot be read: {first}. {remedy}")
     return found
 
 
-def _what_to_give() -> str:
-    from unmask.pointcloud.data.embedded.sets import EMBEDDED
-
-    sets = ", ".join(sorted(EMBEDDED))
-    return f"Give a folder of point clouds, of nuScenes tables or of .tar shards, or one of the embedded sets: {sets}"
-
-
-def _embedded(name: str) -> Source:
-    from unmask.pointcloud.data.embedded.sets import load_embedded
-
+@lru_cache(maxsize=2)
+def _embedded(name: str, cache: Path) -> Source:
     found = load_embedded(name)
-    return Source(found.names, found.read, found.labels, found.classes, found.point_classes, codes=found.codes)
+    return Source(
+        found.names,
+        found.read,
+        found.labels,
+        found.classes,
+        codes=found.codes,
+        point_classes=found.point_classes,
+    )
 
 
-def _open_place(source: str, sweeps: int) -> Source:
-    if source.startswith("pipe:") or "://" in source:
-        raise SourceError(f"data source {source!r}: addresses and pipes are never opened. {_what_to_give()}")
-    root = Path(source).expanduser()
-    if not root.exists():
-        raise SourceError(f"data source {source!r} does not exist. {_what_to_give()}")
-    if root.is_file():
-        return _open_files(root.parent, [root])
-    tables = nuscenes.find(root)
-    return _open_files(root, sorted(_walk(root))) if tables is None else _open_nuscenes(tables, sweeps)
+def _open_place(place: Place, sweeps: int) -> Source:
+    tables = nuscenes.find(place.root) if place.is_folder else None
+    if tables is not None:
+        return _open_nuscenes(place, tables, sweeps)
+    pack, names = place.pick(CLOUDS)
+    if pack:
+        return _open_shards(place, names)
+    layout = kitti.describe(names, set(place.files))
+    return _open_folder(place.root, names) if layout is None else _open_kitti(place.root, layout)
 
 
-def _open_files(root: Path, files: list[Path]) -> Source:
-    tars = [file for file in files if file.suffix.lower() == ".tar"]
-    clouds = [file for file in files if file.suffix.lower() in SUFFIXES]
-    if tars and clouds:
-        raise SourceError(f"{root} holds {len(tars)} .tar and {len(clouds)} cloud files; give a folder with one kind")
-    if tars:
-        return _open_shards(root, tars)
-    if not clouds:
-        packed = [file.name for file in files if file.name.lower().endswith(_PACKED)]
-        hint = f"{packed[0]} is compressed: unpack it first. " if packed else ""
-        looked = " ".join(SUFFIXES)
-        raise SourceError(f"no clouds in {root} (looked for {looked} at any depth). {hint}{_what_to_give()}")
-    names = [file.relative_to(root).as_posix() for file in clouds]
-    layout = kitti.describe(names, {file.relative_to(root).as_posix() for file in files})
-    return _open_folder(root, names) if layout is None else _open_kitti(root, layout)
-
-
-def _walk(root: Path) -> list[Path]:
-    """Every file below `root` that is not hidden."""
-    found, seen = [], set()
-    for parent, folders, names in os.walk(root, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in seen:  # a link back up, or a second one to the same folder
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return found
-
-
-def _examine(root: Path, names: Sequence[str], columns: int | None = None) -> tuple[list[str | None], int | None]:
-    """What is wrong with each file, and how many columns the .bin files that are not called .pcd.bin have."""
-    with ThreadPoolExecutor(8) as pool:  # opening files is waiting, above all on network storage
-        reasons = list(pool.map(complaint, [root / name for name in names], chunksize=256))
-    reasons = [r if n == printable(n) else _BAD_NAME for n, r in zip(names, reasons, strict=True)]
-    bins = [i for i, name in enumerate(names) if name.lower().endswith(".bin") and not reasons[i]]
-    sizes = {i: (root / names[i]).stat().st_size for i in bins}
-    columns = columns or bin_columns([size for i, size in sizes.items() if not _has_rings(names[i])])
+def _examine_files(
+    root: Path, names: Sequence[str], columns: int | None = None
+) -> tuple[list[int], tuple[Problem, ...], int | None]:
+    """Which files can be clouds, what is wrong with the others, and the columns of .bin files not called .pcd.bin."""
+    found = headers.scan(root, names, CLOUDS)
+    sizes = {i: facts["size"] for i, facts in enumerate(found) if isinstance(facts, dict) and facts["suffix"] == ".bin"}
+    columns = columns or bin_columns([size for i, size in sizes.items() if not has_rings(names[i])])
     for i, size in sizes.items():
-        reasons[i] = bin_complaint(size, 5 if _has_rings(names[i]) else columns)
-    return reasons, columns
-
-
-def _has_rings(name: str) -> bool:
-    return name.lower().endswith(".pcd.bin")
-
-
-def _keep(values: Sequence[Any], reasons: list[str | None]) -> list[Any]:
-    return [value for value, reason in zip(values, reasons, strict=True) if not reason]
-
-
-def _problems(names: Sequence[str], reasons: list[str | None]) -> tuple[Problem, ...]:
-    pairs = zip(names, reasons, strict=True)
-    return tuple(Problem(printable(name), reason) for name, reason in pairs if reason)
+        found[i] = bin_complaint(size, 5 if has_rings(names[i]) else columns) or found[i]
+    return (*sift(names, found), columns)
 
 
 def _open_folder(root: Path, names: list[str]) -> Source:
-    reasons, columns = _examine(root, names)
-    good = _keep(names, reasons)
-    given, rest = _given_splits(good)
-    labels, classes = _folder_classes(rest)
-    if labels is not None and given is None:
-        given, _ = _given_splits([name.split("/", 1)[1] for name in rest])  # CLASS/train/cloud, as ModelNet has it
-    points = LAS_CLASSES if any(name.lower().endswith((".las", ".laz")) for name in good) else None
-    reader = _FileReader(root, good, columns)
-    return Source(good, reader, labels, classes, points, given=given, problems=_problems(names, reasons))
+    good, problems, columns = _examine_files(root, names)
+    names = take(names, good)
+    points = LAS_CLASSES if any(suffix(name) in (".las", ".laz") for name in names) else None
+    return source_of_files(Source, root, names, problems, partial(_read_file, columns), point_classes=points)
 
 
-def _given_splits(names: list[str]) -> tuple[list[int | None] | None, list[str]]:
-    """Splits from top folders named train, val and test, where there is nothing else; and the names below them."""
-    tops = {name.split("/")[0] if "/" in name else "" for name in names}
-    if not names or not all(split_of(top) is not None for top in tops):
-        return None, names
-    return [split_of(name.split("/")[0]) for name in names], [name.split("/", 1)[1] for name in names]
-
-
-def _folder_classes(names: list[str]) -> tuple[Tensor | None, list[str] | None]:
-    """Labels from the first-level folders, where there are several and no cloud lies beside them."""
-    return _index_classes([name.split("/")[0] if "/" in name else None for name in names])
-
-
-def _index_classes(values: Sequence[str | None]) -> tuple[Tensor | None, list[str] | None]:
-    """Labels and class names from one value per cloud; none where a value is missing or all are the same."""
-    known = {value for value in values if value is not None}
-    if None in values or len(known) < 2:
-        return None, None
-    classes = sorted(known, key=int if all(name.isdecimal() for name in known) else None)
-    index: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([index[value] for value in values]), classes
-
-
-class _FileReader:
-    """Reads the files of a folder."""
-
-    def __init__(self, root: Path, names: Sequence[str], columns: int | None) -> None:
-        self.root, self.names, self.columns = root, names, columns
-
-    def __call__(self, index: int) -> Cloud:
-        name = self.names[index]
-        columns = None if _has_rings(name) else self.columns
-        return index_points(read_cloud(self.root / name, columns, name))
+def _read_file(columns: int | None, path: Path, name: str) -> Cloud:
+    return index_points(read_cloud(path, None if has_rings(name) else columns, name))
 
 
 def _open_kitti(root: Path, layout: kitti.Layout) -> Source:
-    reasons, _ = _examine(root, layout.names, columns=4)
-    good = _keep(layout.names, reasons)
+    good, problems, _ = _examine_files(root, layout.names, columns=4)
+    names = take(layout.names, good)
     return Source(
-        good,
-        kitti.KittiReader(root, good, layout.labelled),
+        names,
+        kitti.KittiReader(root, names, layout.labelled),
+        given=None if layout.given is None else take(layout.given, good),
+        groups=None if layout.groups is None else take(layout.groups, good),
+        problems=problems,
         point_classes=kitti.POINT_CLASSES if layout.labelled else None,
-        groups=None if layout.groups is None else _keep(layout.groups, reasons),
-        given=None if layout.given is None else _keep(layout.given, reasons),
-        problems=_problems(layout.names, reasons),
     )
 
 
-def _open_nuscenes(tables: Path, sweeps: int) -> Source:
+def _open_nuscenes(place: Place, tables: Path, sweeps: int) -> Source:
+    place.watched += sorted(tables.glob("*.json"))
     drives = nuscenes.open_drives(tables)
-    reasons, _ = _examine(drives.root, drives.names)
+    place.watch(drives.names, drives.root)
+    good, problems, _ = _examine_files(drives.root, drives.names)
     kept = replace(
-        drives,
-        keys=_keep(drives.keys, reasons),
-        scenes=_keep(drives.scenes, reasons),
-        labels=_keep(drives.labels, reasons),
+        drives, keys=take(drives.keys, good), scenes=take(drives.scenes, good), labels=take(drives.labels, good)
     )
-    return Source(
-        kept.names,
-        nuscenes.SweepReader(kept, sweeps),
-        point_classes=kept.point_classes,
-        groups=kept.scenes,
-        problems=_problems(drives.names, reasons),
-    )
+    reader = nuscenes.SweepReader(kept, sweeps)
+    return Source(kept.names, reader, groups=kept.scenes, problems=problems, point_classes=kept.point_classes)
 
 
-def _open_shards(root: Path, files: list[Path]) -> Source:
-    members: list[Member] = []
-    problems: list[Problem] = []
-    for file in files:
-        found, bad = shards.index(file, file.relative_to(root).as_posix())
-        members += found
-        problems += [Problem(*entry) for entry in bad]
-    if not members and not problems:
-        raise SourceError(f"no clouds in the {len(files)} tar shards of {root} (looked for {' '.join(SUFFIXES)})")
+def _open_shards(place: Place, names: list[str]) -> Source:
+    members, problems = shards.index_all(place, names, CLOUDS)
     kinds = Counter(member.facts["suffix"] for member in members)
-    suffix = max(kinds, key=lambda kind: kinds[kind], default=".bin")
-    problems += [Problem(m.name, f"not a {suffix} file, as most are") for m in members if m.facts["suffix"] != suffix]
-    members = [member for member in members if member.facts["suffix"] == suffix]
-    names = [member.name for member in members]
-    given, _ = _given_splits(names)
-    if given is None:  # shards named like train-00000.tar
-        stems = [re.split(r"[-_.]", member.shard.split("/")[-1])[0] for member in members]
-        given = None if any(split_of(stem) is None for stem in stems) else [split_of(stem) for stem in stems]
-    labels, classes = _index_classes([member.label for member in members])
-    reader = shards.ShardReader(root, members, suffix)
-    points = LAS_CLASSES if suffix in (".las", ".laz") else None
-    return Source(names, reader, labels, classes, points, given=given, problems=tuple(problems))
+    kind = max(kinds, key=lambda kind: kinds[kind], default=".bin")
+    others = [m for m in members if m.facts["suffix"] != kind]
+    problems += tuple(Problem(m.name, f"not a {kind} file, as most are") for m in others)
+    members = [member for member in members if member.facts["suffix"] == kind]
+    decode = partial(_read_member, kind, bin_columns([member.size for member in members]))
+    points = LAS_CLASSES if kind in (".las", ".laz") else None
+    return source_of_shards(Source, place.root, members, problems, decode, point_classes=points)
+
+
+def _read_member(kind: str, columns: int | None, file: Window, name: str) -> Cloud:
+    with tempfile.NamedTemporaryFile(suffix=kind) as copy:  # open3d wants a file of its own
+        copy.write(file.read_bytes())
+        copy.flush()
+        return index_points(read_cloud(copy.name, columns, name))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -22,18 +21,18 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from unmask.core.data.dataset import SplitDataset
+from unmask.core.data.kinds import CorruptSampleError, SourceError
+from unmask.core.data.sources import Split, absolute, members_of
 from unmask.core.data.splits import SPLITS
 from unmask.core.errors import Problem, UnmaskError
 from unmask.core.randomness import SampleKey, stable_id
 from unmask.speech_audio.data.batches import AudioBatch, Sample, collate
-from unmask.speech_audio.data.decode import CLIPPED_SHARE, CorruptAudioError, Sound
-from unmask.speech_audio.data.embedded.sets import EMBEDDED
+from unmask.speech_audio.data.decode import CLIPPED_SHARE, Sound
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, SAMPLE_RATE
-from unmask.speech_audio.data.readers import SourceError
 from unmask.speech_audio.data.segments import Segments, cut, describe, whole
-from unmask.speech_audio.data.sources import Source, open_source
+from unmask.speech_audio.data.sources import CLIPS, Source, open_source
 from unmask.speech_audio.targets.labels import PLANNED, LabelSet, Target
 
 __all__ = [
@@ -49,7 +48,6 @@ __all__ = [
     "resolve",
 ]
 
-Split = Literal["train", "val", "test", "all"]
 _CROP, _CUT = stable_id("crop"), stable_id("cut to the shortest")
 _EPSILON = 1e-5  # torch's layer_norm, which the released recipe normalises with
 
@@ -111,14 +109,12 @@ class Settings:
         return round(self.max_seconds * SAMPLE_RATE)
 
 
-class Clips(Dataset[Sample]):
+class Clips(SplitDataset[Sample]):
     """One split of a source: ``dataset[index, visit]`` is a `Sample`, a list of (index, visit) an `AudioBatch`.
 
-    A clip's labels are looked up by its own id or, in a label set that does not have all clips, by its recording's: a
-    segment then has the labels from floor(its start in seconds x labels per second) on.
-
-    A clip that turns out to be damaged is replaced by the next good one of the split, the same in every worker and
-    run, and then shows in `problems`.
+    See `unmask.core.data.dataset.SplitDataset`. A clip's labels are looked up by its own id or, in a label set that
+    does not have all clips, by its recording's: a segment then has the labels from floor(its start in seconds x labels
+    per second) on.
 
     Args:
         segments: where the clips are.
@@ -128,45 +124,46 @@ class Clips(Dataset[Sample]):
         augment: crop long clips at random places; else at the start.
     """
 
+    kind = CLIPS
+    settings: Settings
+
     def __init__(
-        self, segments: Segments, members: Int[Tensor, "n"], settings: Settings, *, seed: int, augment: bool
+        self, segments: Segments, members: Int[Tensor, "n"], settings: Settings, *, seed: int = 0, augment: bool = False
     ) -> None:
-        self.settings, self.seed, self.augment = settings, seed, augment
-        self.segments, self._members = segments, members
-        self._source = source = segments.source
-        chosen = members.tolist()
-        self.ids: Int[Tensor, "n"] = source.ids[members]
+        source = segments.source
+        super().__init__(source, members, settings, seed=seed, augment=augment)
+        self.segments = segments
         self.whole_lengths: Int[Tensor, "n"] = source.lengths[members]
         self.lengths: Int[Tensor, "n"] = self.whole_lengths.clamp(max=settings.max_samples)
-        self.labels: dict[str, Int[Tensor, "n"]] = {key: labels[members] for key, labels in source.labels.items()}
-        self.classes: dict[str, list[str]] = source.classes
-        self.texts: list[str | None] = [source.texts[i] if source.texts else None for i in chosen]
+        self.labels: dict[str, Int[Tensor, "n"]] = {key: found[members] for key, found in source.attributes.items()}
+        self.classes: dict[str, list[str]] = source.values
+        self.texts: list[str | None] = [source.texts[i] if source.texts else None for i in members.tolist()]
         self._sets = [LabelSet.open(folder) for folder in settings.label_sets]
         if self._sets and settings.targets is not None:
             _check_targets(self._sets, settings)
         self._whole_sets = [not labels.has_all(self.ids) for labels in self._sets]  # by recording
-        # Shared memory, so that the main process learns what its workers found.
-        self._damaged = torch.zeros(len(chosen), dtype=torch.bool).share_memory_()
-        self._clipped = torch.zeros(len(chosen)).share_memory_()
+        self._clipped = torch.zeros(len(members)).share_memory_()
 
-    def __len__(self) -> int:
-        return len(self._members)
+    def view(self, rows: Int[Tensor, "m"] | slice = slice(None), *, seed: int = 0, augment: bool = False) -> Clips:
+        """Some clips of this split; the source is not opened again."""
+        return Clips(self.segments, self._members[rows], self.settings, seed=seed, augment=augment)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         index, visit = item
-        key = SampleKey.of(self.seed, int(self.ids[index]), visit)
-        for step in range(len(self)):
-            place = (index + step) % len(self)
-            if step:
-                key = SampleKey.of(self.seed, int(self.ids[place]), visit)
-            try:
-                return self._sample(place, key)
-            except CorruptAudioError as error:
-                self._damaged[place] = True
-                if self.settings.corrupt == "fatal":
-                    name = self._name(place)
-                    raise UnmaskError(f"{name}: {error}. Remove or replace it, or set data.corrupt=skip.") from error
-        raise SourceError(f"{self.settings.source}: none of the {len(self)} clips of this split can be decoded")
+        return self.first_good(index, lambda at: self._sample(at, SampleKey.of(self.seed, int(self.ids[at]), visit)))
+
+    def _always_damaged(self, index: int) -> bool:
+        """Of a clip that is cropped at random, another visit may read a part that is whole, and a resumed run must."""
+        cropped = self.augment and bool(self.whole_lengths[index] > self.lengths[index])
+        return self.settings.normalise or not cropped
+
+    def read_plain(self, index: int) -> Sound:
+        """A whole clip as it is stored."""
+        return self._sound(index, 0, int(self.whole_lengths[index]))
+
+    def _sound(self, index: int, start: int, stop: int) -> Sound:
+        sound: Sound = self._source.read(int(self._members[index]), start, stop)
+        return sound
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> AudioBatch:
         """The batch of several (index, visit): what `collate` makes of them one by one."""
@@ -203,19 +200,19 @@ class Clips(Dataset[Sample]):
         """A whole clip at 16 kHz, however long, normalised if the settings say so.
 
         Raises:
-            CorruptAudioError: it cannot be decoded.
+            CorruptSampleError: it cannot be decoded.
         """
         try:
             audio = self._read(index, 0, int(self.whole_lengths[index]))
-        except CorruptAudioError as error:
+        except CorruptSampleError as error:
             self._damaged[index] = True
-            raise CorruptAudioError(f"{self._name(index)}: {error}") from error
+            raise CorruptSampleError(error.reason, self._name(index)) from error
         if not self.settings.normalise:
             return audio
         return torch.nn.functional.layer_norm(audio, audio.shape, eps=_EPSILON)
 
     def _read(self, place: int, start: int, stop: int) -> Float[Tensor, "samples"]:
-        sound: Sound = self._source.read(int(self._members[place]), start, stop)
+        sound = self._sound(place, start, stop)
         if sound.clipped > CLIPPED_SHARE:
             self._clipped[place] = sound.clipped
         return sound.audio
@@ -223,10 +220,7 @@ class Clips(Dataset[Sample]):
     @property
     def problems(self) -> list[Problem]:
         """Clips that are left out: unreadable or too short on opening (any split), or not decodable (this split)."""
-        found = [*self._source.problems, *_too_short(self._source, self.settings)]
-        for place in self._damaged.nonzero()[:, 0].tolist():
-            found.append(Problem(self._name(place), self._reason(place)))
-        return found
+        return [*_too_short(self.segments.source, self.settings), *super().problems]
 
     @property
     def warnings(self) -> list[Problem]:
@@ -236,37 +230,18 @@ class Clips(Dataset[Sample]):
             for place in self._clipped.nonzero()[:, 0].tolist()
         ]
 
-    def _reason(self, place: int) -> str:
-        """What is wrong with a damaged clip: a worker can only pass on that something is."""
-        try:
-            self._source.read(int(self._members[place]), 0, int(self.whole_lengths[place]))
-        except CorruptAudioError as error:
-            return str(error)
-        return "could not be read at first"
-
     def notes(self, batch_size: int) -> list[str]:
         """What to say before training: what there is, and how much of it an epoch in batches of `batch_size` hears."""
         found = describe(
             self.segments, self._members, self.lengths, longest=self.settings.max_seconds, batch_size=batch_size,
             to_shortest=self.settings.batching == "crop",
         )  # fmt: skip
-        return [f"to train on: {found}"]
+        return [f"to train on: {found}", *super().notes(batch_size)]
 
     @property
     def recordings(self) -> Int[Tensor, "n"]:
         """Each clip's recording, as an index into ``segments.recordings``."""
         return self.segments.recording[self._members]
-
-    def name_of(self, sample_id: int) -> str:
-        """The name of a clip of this split: its path, shard key, or ``set:name``; of a segment with its seconds."""
-        return self._names[sample_id]
-
-    def _name(self, place: int) -> str:
-        return self._source.names[int(self._members[place])]
-
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return {sample_id: self._name(place) for place, sample_id in enumerate(self.ids.tolist())}
 
 
 def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = False) -> Clips:
@@ -284,7 +259,7 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     """
     if settings.label_sets and settings.targets is None:
         settings = resolve(settings)
-    return _split(open_source(settings.source, settings.corrupt), settings, split, seed, augment)
+    return _split(settings, split, seed=seed, augment=augment)
 
 
 def _segments(recordings: Source, settings: Settings) -> Segments:
@@ -293,18 +268,14 @@ def _segments(recordings: Source, settings: Settings) -> Segments:
     return cut(recordings, settings.min_samples, settings.max_samples, settings.val_share)
 
 
-def _split(recordings: Source, settings: Settings, split: str, seed: int, augment: bool) -> Clips:
-    segments = _segments(recordings, settings)
+def _split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = False) -> Clips:
+    segments = _segments(open_source(settings.source, settings.corrupt), settings)
     source = segments.source
     long_enough = source.lengths >= settings.min_samples
     if not long_enough.any():
         raise SourceError(_nothing(source, settings))
-    chosen = long_enough
-    if split != "all":
-        chosen = long_enough & (source.splits(settings.val_share) == SPLITS[split])
-    if not chosen.any():
-        raise SourceError(f"{settings.source} has no {split} clips. {_how_to_split(source, split)}")
-    return Clips(segments, chosen.nonzero()[:, 0], settings, seed=seed, augment=augment)
+    members = members_of(source, split, settings.val_share, settings.source, CLIPS, long_enough)
+    return Clips(segments, members, settings, seed=seed, augment=augment)
 
 
 def _nothing(source: Source, settings: Settings) -> str:
@@ -324,14 +295,6 @@ def _too_short(source: Source, settings: Settings) -> list[Problem]:
     ]
 
 
-def _how_to_split(source: Source, split: str) -> str:
-    if split == "test" and not source.labels:
-        return "Without labels none are set aside for testing: put clips in one folder a class, or in a folder test/."
-    if split == "train":
-        return "Put some in the folder train/, or set data.min_seconds lower."
-    return f"Raise data.val_share, add clips, or put some in a folder {split}/."
-
-
 def resolve(settings: Settings) -> Settings:
     """The same settings with absolute paths and the targets of the label sets filled in: what a run records.
 
@@ -343,12 +306,10 @@ def resolve(settings: Settings) -> Settings:
         LabelError: a label set is missing, damaged, or of other clips or another rate.
         UnmaskError: a label set is not the one whose targets `settings` holds.
     """
-    source = open_source(settings.source, settings.corrupt)
-    if not all(part in EMBEDDED for part in settings.source.split("+")):
-        settings = replace(settings, source=str(Path(settings.source).expanduser().resolve()))
-    plain = replace(settings, label_sets=())
-    train = _split(source, plain, "train", seed=0, augment=False)
+    train = _split(replace(settings, label_sets=()), "train")
     train[0, 0]
+    if not all(part in CLIPS.sets for part in settings.source.split("+")):
+        settings = absolute(settings)
     if not settings.label_sets:
         return settings
     folders = tuple(str(Path(folder).expanduser().resolve()) for folder in settings.label_sets)

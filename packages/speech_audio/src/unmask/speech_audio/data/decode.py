@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.core.errors import UnmaskError
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.speech_audio.data.frames import SAMPLE_RATE
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -35,10 +35,6 @@ _LARGEST = 640  # denominator of a resampling ratio; see `ratio`
 _MP3_LEAD = 10  # seconds decoded before a part of an mp3; its frames lean on those before, 20 or so at a low bit rate
 _ONE_AT_A_TIME = threading.Lock()  # stderr is one for all threads
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # what a program that wrote a wav to a pipe leaves in its header
-
-
-class CorruptAudioError(UnmaskError):
-    """A file that is not audio or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def examine(file: Path | BinaryIO) -> Header:
     """The header of a file; its end is looked at as well, so that a file that was cut off is found here.
 
     Raises:
-        CorruptAudioError: empty, not audio, or cut off; the message is the reason alone, without a name.
+        CorruptSampleError: empty, not audio, or cut off; the message is the reason alone, without a name.
         OSError: the storage does not answer.
     """
     if isinstance(file, Path):
@@ -110,16 +106,16 @@ def examine(file: Path | BinaryIO) -> Header:
             return examine(stream)
     head = file.read(64)
     if not head:
-        raise CorruptAudioError("empty file")
+        raise CorruptSampleError("empty file")
     size = file.seek(0, io.SEEK_END)
     _check_whole(file, head, size)
     file.seek(0)
     with _open(file) as sound:
         if sound.frames <= 0:
-            raise CorruptAudioError("holds no samples")
+            raise CorruptSampleError("holds no samples")
         header = Header(sound.frames, sound.samplerate, sound.subtype in ("FLOAT", "DOUBLE"))
         if len(_read_frames(sound, header.frames - 1, 1)) < 1:
-            raise CorruptAudioError("cut off: its last sample cannot be read")
+            raise CorruptSampleError("cut off: its last sample cannot be read")
     return header
 
 
@@ -129,7 +125,7 @@ def read(file: Path | BinaryIO, header: Header, start: int = 0, stop: int | None
     NaN and infinite samples are looked for in what is decoded.
 
     Raises:
-        CorruptAudioError: not audio, damaged, shorter than its header says, or with NaN or infinite samples; the
+        CorruptSampleError: not audio, damaged, shorter than its header says, or with NaN or infinite samples; the
             message is the reason alone, without a name.
         OSError: the storage does not answer.
     """
@@ -147,7 +143,7 @@ def read(file: Path | BinaryIO, header: Header, start: int = 0, stop: int | None
             frames = _frames(sound, begin, end)
     clipped = float((np.abs(frames).max(1) >= FULL_SCALE).mean()) if len(frames) else 0.0
     if header.float and not np.isfinite(frames).all():
-        raise CorruptAudioError("has NaN or infinite samples")
+        raise CorruptSampleError("has NaN or infinite samples")
     audio = resample(torch.from_numpy(frames[:, 0] if frames.shape[1] == 1 else frames.mean(1)), header.rate)
     return Sound(audio[start - first : stop - first].contiguous(), clipped)
 
@@ -162,7 +158,7 @@ def _frames(sound: Any, begin: int, end: int) -> Float[np.ndarray, "frames chann
         at = 0  # the decoder is there
     frames = _read_frames(sound, at, end - begin)
     if len(frames) < end - begin:
-        raise CorruptAudioError(
+        raise CorruptSampleError(
             f"damaged: ends after {(begin + len(frames)) / sound.samplerate:.2f} of {end / sound.samplerate:.2f} s"
         )
     return frames
@@ -187,7 +183,7 @@ def _open(stream: BinaryIO) -> Any:
     try:
         return soundfile.SoundFile(stream)
     except soundfile.SoundFileError as error:
-        raise CorruptAudioError(f"not audio in a known format ({_text(error)})") from error
+        raise CorruptSampleError(f"not audio in a known format ({_text(error)})") from error
 
 
 def _read_frames(sound: Any, begin: int, count: int) -> np.ndarray:
@@ -198,7 +194,7 @@ def _read_frames(sound: Any, begin: int, count: int) -> np.ndarray:
             sound.seek(begin)
         return sound.read(count, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise CorruptAudioError(f"damaged ({_text(error)})") from error
+        raise CorruptSampleError(f"damaged ({_text(error)})") from error
 
 
 def _text(error: Exception) -> str:
@@ -214,7 +210,7 @@ def _check_whole(stream: BinaryIO, head: bytes, size: int) -> None:
             name, length = struct.unpack("<4sI", stream.read(8))
             if name == b"data":
                 if length not in _UNKNOWN_SIZE and at + 8 + length > size:
-                    raise CorruptAudioError(f"cut off: {size - at - 8:,} of {length:,} bytes of samples are there")
+                    raise CorruptSampleError(f"cut off: {size - at - 8:,} of {length:,} bytes of samples are there")
                 return
             at += 8 + length + length % 2
     if head[:4] == b"OggS":
@@ -224,4 +220,4 @@ def _check_whole(stream: BinaryIO, head: bytes, size: int) -> None:
             tail.rfind(b"OggS") :
         ]  # flags in byte 5 (4: the last page), pieces in byte 26, their sizes after it
         if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
-            raise CorruptAudioError("cut off: the last page of the ogg stream is missing")
+            raise CorruptSampleError("cut off: the last page of the ogg stream is missing")

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unmask.core.data.folders import split_folders
 from unmask.core.data.splits import split_of
 from unmask.speech_audio.data.decode import SUFFIXES
 
@@ -90,14 +91,6 @@ def _prefix_splits(names: list[str], matches: list[re.Match[str] | None]) -> lis
         given.append(next((split for split in folders if split is not None), None))
     known = [split for split, match in zip(given, matches, strict=True) if match]
     return None if None in known else given
-
-
-def split_folders(names: list[str]) -> tuple[list[int | None] | None, list[str]]:
-    """Splits from top folders named after them, where there is nothing else; and the names below them."""
-    tops = {name.split("/")[0] if "/" in name else "" for name in names}
-    if not names or not all(split_of(top) is not None for top in tops):
-        return None, names
-    return [split_of(name.split("/")[0]) for name in names], [name.split("/", 1)[1] for name in names]
 
 
 def _class_folders(names: list[str]) -> Values | None:

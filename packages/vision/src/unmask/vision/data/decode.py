@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ HEAD = 16  # bytes of a file that `complaint` looks at
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _LUMA = (0.299, 0.587, 0.114)
-
-
-class CorruptImageError(UnmaskError):
-    """A file that is not an image or is damaged."""
 
 
 class ChannelsError(UnmaskError):
@@ -61,18 +58,18 @@ def decode(data: bytes, channels: int, name: str) -> Shaped[Tensor, "channels h 
         uint8, or float32 for files with more than 8 bits a pixel; see the module's docstring.
 
     Raises:
-        CorruptImageError: not an image, damaged, or with pixels that are NaN or infinite.
+        CorruptSampleError: not an image, damaged, or with pixels that are NaN or infinite.
         ChannelsError: it has another number of channels that cannot be converted.
     """
     reason = complaint(data[:HEAD])
     if reason:
-        raise CorruptImageError(f"{name}: {reason}")
+        raise CorruptSampleError(reason, name)
     try:
         pixels, alpha = _read(data)
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like on damaged files
-        raise CorruptImageError(f"{name}: damaged ({str(error)[:200] or type(error).__name__})") from error
+        raise CorruptSampleError(f"damaged ({str(error)[:200] or type(error).__name__})", name) from error
     return convert(_finite(pixels, name), channels, name, alpha)
 
 
@@ -80,8 +77,8 @@ def _finite(pixels: Tensor, name: str) -> Tensor:
     """The pixels, if every one is a number: a single NaN would make the whole model NaN."""
     if pixels.is_floating_point() and not pixels.isfinite().all():
         wrong = int((~pixels.isfinite()).any(0).sum())
-        raise CorruptImageError(
-            f"{name}: {wrong} of {pixels[0].numel()} pixels are NaN or infinite; fill them first (numpy.nan_to_num)"
+        raise CorruptSampleError(
+            f"{wrong} of {pixels[0].numel()} pixels are NaN or infinite; fill them first (numpy.nan_to_num)", name
         )
     return pixels
 
@@ -90,14 +87,15 @@ def from_array(array: np.ndarray, channels: int, name: str = "array") -> Shaped[
     """`decode` for pixels in memory, [h, w] or [h, w, c], on the scale that a file of the same type has.
 
     Raises:
-        CorruptImageError: another shape or type, or pixels that are NaN or infinite.
+        CorruptSampleError: another shape or type, or pixels that are NaN or infinite.
         ChannelsError: it has another number of channels that cannot be converted.
     """
     wide = array.ndim == 3 and array.shape[2] > max(4, channels)  # a height or width where the channels should be
     if array.ndim not in (2, 3) or wide or array.dtype.kind not in "buif":
-        raise CorruptImageError(
-            f"{name}: shape {array.shape} and type {array.dtype}; expected numbers of shape [height, width] or "
-            "[height, width, channels]"
+        raise CorruptSampleError(
+            f"shape {array.shape} and type {array.dtype}; expected numbers of shape [height, width] or "
+            "[height, width, channels]",
+            name,
         )
     pixels = _finite(_tensor(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)), name)
     return convert(pixels, channels, name, alpha=len(pixels) in (2, 4))
@@ -107,7 +105,7 @@ def from_picture(picture: Image, channels: int, name: str = "picture") -> Shaped
     """`decode` for a Pillow image that is open already.
 
     Raises:
-        CorruptImageError: pixels that are NaN or infinite.
+        CorruptSampleError: pixels that are NaN or infinite.
         ChannelsError: it has another number of channels that cannot be converted.
     """
     pixels, alpha = _from_pillow(picture)

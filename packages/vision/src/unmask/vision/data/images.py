@@ -9,24 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from pydantic import BeforeValidator, Field
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from unmask.core.data.splits import SPLITS
-from unmask.core.errors import Problem, UnmaskError
+from unmask.core.data.dataset import SplitDataset
+from unmask.core.data.sources import Source as AnySource
+from unmask.core.data.sources import Split, absolute, members_of
+from unmask.core.errors import Problem
 from unmask.core.randomness import SampleKey, stable_id
-from unmask.vision.data.arrays import EMBEDDED
 from unmask.vision.data.augment import Interpolation, crop, draw_crop, fit, normalise, to_unit
-from unmask.vision.data.decode import CorruptImageError
 from unmask.vision.data.embedded.carriers import CARRIERS
-from unmask.vision.data.sources import Source, SourceError, open_source
+from unmask.vision.data.sources import IMAGES, Source, open_source
 from unmask.vision.data.statistics import choose_statistics, training_notes
 
 __all__ = ["CARRIERS", "ImageBatch", "Images", "Problem", "Sample", "Settings", "collate", "open_split", "resolve"]
@@ -117,11 +114,10 @@ class ImageBatch:
     labels: Int[Tensor, "batch"] | None = None
 
 
-class Images(Dataset[Sample]):
-    """One split of a source: ``dataset[index, visit]`` is a `Sample`.
+class Images(SplitDataset[Sample]):
+    """One split of a source: ``dataset[index, visit]`` is a `Sample`; see `unmask.core.data.dataset.SplitDataset`.
 
-    A batch sampler that yields lists of (index, visit) works too, and is faster. An image that turns out to be damaged
-    is replaced by the next good one of the split, the same in every worker and run, and then shows in `problems`.
+    A batch sampler that yields lists of (index, visit) works too, and is faster.
 
     Args:
         source: where the images are.
@@ -131,23 +127,16 @@ class Images(Dataset[Sample]):
         augment: random crop and flip, or the largest centred part.
     """
 
+    kind = IMAGES
+    settings: Settings
+
     def __init__(
-        self, source: Source, members: Int[Tensor, "n"], settings: Settings, *, seed: int, augment: bool
+        self, source: AnySource, members: Int[Tensor, "n"], settings: Settings, *, seed: int = 0, augment: bool = False
     ) -> None:
-        self.settings, self.seed, self.augment = settings, seed, augment
-        self._source, self._members = source, members
-        self.ids: Int[Tensor, "n"] = source.ids[members]
+        super().__init__(source, members, settings, seed=seed, augment=augment)
+        self._pixels = source.images if isinstance(source, Source) else None
         self.labels: Int[Tensor, "n"] | None = None if source.labels is None else source.labels[members]
         self.classes: list[str] | None = source.classes
-        # Shared memory, so that the main process learns what its workers found.
-        self._damaged = torch.zeros(len(members), dtype=torch.bool).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def view(self, rows: Int[Tensor, "m"] | slice = slice(None), *, seed: int = 0, augment: bool = False) -> Images:
-        """Some images of this split, with or without augmentation; the source is not opened again."""
-        return Images(self._source, self._members[rows], self.settings, seed=seed, augment=augment)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         batch = self.__getitems__([item])
@@ -155,7 +144,7 @@ class Images(Dataset[Sample]):
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> ImageBatch:
         """The batch of several (index, visit): what `collate` makes of them one by one, with less overhead."""
-        images = self._source.images
+        images = self._pixels
         if images is not None and not self.augment and images.shape[-2:] == self.settings.image_size:
             indices = torch.tensor([index for index, _ in items])
             pixels = to_unit(images[self._members[indices]])
@@ -184,49 +173,16 @@ class Images(Dataset[Sample]):
         Raises:
             UnmaskError: it is damaged and `Settings.corrupt` is ``fatal``, or the whole split is.
         """
-        reason = ""
-        for step in range(len(self)):
-            place = (index + step) % len(self)
-            if self._damaged[place]:
-                continue
-            try:
-                return self._source.read(int(self._members[place]), self.settings.channels), place
-            except CorruptImageError as error:
-                if self.settings.corrupt == "fatal":
-                    raise UnmaskError(f"{error}. Remove or replace it, or set data.corrupt=skip.") from error
-                self._damaged[place] = True
-                reason = reason or f" ({error})"
-        raise SourceError(f"{self.settings.source}: none of the {len(self)} images of this split can be used{reason}")
+        return self.first_good(index, lambda at: (self.read_plain(at), at))
 
-    @property
-    def problems(self) -> list[Problem]:
-        """The images of the source that are left out: found on opening (any split), or when decoding (this split)."""
-        found = list(self._source.problems)
-        for place in self._damaged.nonzero()[:, 0].tolist():
-            name = self._source.names[int(self._members[place])]
-            found.append(Problem(name, self._reason(place).removeprefix(f"{name}: ")))
-        return found
+    def read_plain(self, index: int) -> Shaped[Tensor, "c h w"]:
+        """The image at `index` as it is stored; raises `CorruptSampleError` where it is damaged."""
+        image: Tensor = self._source.read(int(self._members[index]), self.settings.channels)
+        return image
 
     def notes(self, batch_size: int) -> list[str]:
         """What to say before training on this split: how it is normalised, with a warning where that does not suit."""
-        return training_notes(self)
-
-    def _reason(self, place: int) -> str:
-        """What is wrong with a damaged image: a worker can only pass on that something is."""
-        try:
-            self._source.read(int(self._members[place]), self.settings.channels)
-        except CorruptImageError as error:
-            return str(error)
-        return "could not be read at first"
-
-    def name_of(self, sample_id: int) -> str:
-        """The name of a sample of this split: its path, shard key, row, or ``set:index``."""
-        return self._names[sample_id]
-
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        ids, members = self.ids.tolist(), self._members.tolist()
-        return {sample_id: self._source.names[member] for sample_id, member in zip(ids, members, strict=True)}
+        return [*training_notes(self), *super().notes(batch_size)]
 
 
 def _stack(images: list[Tensor]) -> Float[Tensor, "batch c h w"]:
@@ -248,9 +204,7 @@ def collate(samples: Sequence[Sample] | ImageBatch) -> ImageBatch:
     )
 
 
-def open_split(
-    settings: Settings, split: Literal["train", "val", "test", "all"], *, seed: int = 0, augment: bool = False
-) -> Images:
+def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = False) -> Images:
     """The images of one split.
 
     Args:
@@ -264,24 +218,9 @@ def open_split(
     """
     if settings.mean is None:
         settings = resolve(settings)
-    return _split(open_source(settings.source, settings.channels, settings.corrupt), settings, split, seed, augment)
-
-
-def _split(source: Source, settings: Settings, split: str, seed: int, augment: bool) -> Images:
-    if split == "all":
-        return Images(source, torch.arange(len(source.names)), settings, seed=seed, augment=augment)
-    members = (source.splits(settings.val_share) == SPLITS[split]).nonzero()[:, 0]
-    if len(members) == 0:
-        raise SourceError(f"{settings.source} has no {split} images. {_how_to_split(source, split)}")
+    source = open_source(settings.source, settings.channels, settings.corrupt)
+    members = members_of(source, split, settings.val_share, settings.source, IMAGES)
     return Images(source, members, settings, seed=seed, augment=augment)
-
-
-def _how_to_split(source: Source, split: str) -> str:
-    if split == "test" and source.labels is None:
-        return "Without labels none are set aside for testing: put images in one folder a class, or in a folder test/."
-    if split == "train":
-        return "Put some in the folder train/."
-    return f"Raise data.val_share, add images, or put some in a folder {split}/."
 
 
 def resolve(settings: Settings) -> Settings:
@@ -294,11 +233,9 @@ def resolve(settings: Settings) -> Settings:
         ChannelsError: the images have other channels than `settings` says.
         UnmaskError: mean and std are to be measured, and every pixel has the same value.
     """
-    source = open_source(settings.source, settings.channels, settings.corrupt)
-    if settings.source not in EMBEDDED:
-        settings = replace(settings, source=str(Path(settings.source).expanduser().resolve()))
     plain = replace(settings, mean=(0.0,) * settings.channels, std=(1.0,) * settings.channels)
-    train = _split(source, plain, "train", seed=0, augment=False)
+    train = open_split(plain, "train")
+    settings = absolute(settings, IMAGES.sets)
     if settings.mean is not None:
         train.read(0)
         return settings

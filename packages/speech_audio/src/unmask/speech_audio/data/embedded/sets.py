@@ -20,26 +20,26 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int8
+from jaxtyping import Int8
 from torch import Tensor
 
-from unmask.core.data.carriers import Archive, Carrier, CarrierError, cache_dir, fetch, say, staging
+from unmask.core.data.carriers import Archive, Carrier, cache_dir, fetch, say
+from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.data.splits import assign, drop_duplicates
+from unmask.core.data.stored import Ragged, stored
 from unmask.core.progress import progress_bar
 from unmask.core.randomness import stable_id
-from unmask.speech_audio.data.decode import CorruptAudioError, Sound, examine, read
+from unmask.speech_audio.data.decode import Sound, examine, read
 from unmask.speech_audio.data.embedded.carriers import CARRIERS, LANGUAGES
 from unmask.speech_audio.data.embedded.soundfont import SoundFont
 
@@ -77,35 +77,25 @@ class Clip:
 
 @dataclass(frozen=True)
 class Clips16:
-    """An embedded set in the cache; the samples are memory-mapped when they are first read.
+    """An embedded set in the cache.
 
     Args:
-        place: its folder.
+        audio: the clips' samples, in 16 bits.
         names: one per clip, ``set:name``.
-        offsets: first sample of each clip, and the end of the last.
         codes: the split of each clip; see `unmask.core.data.splits`.
         labels: class names by what they say; None where unknown.
         texts: what is said, or None.
     """
 
-    place: Path
+    audio: Ragged
     names: list[str]
-    offsets: Int[np.ndarray, "clips_and_one"]
     codes: Int8[Tensor, "clips"]
     labels: dict[str, list[str | None]]
     texts: list[str | None]
 
-    @cached_property
-    def _audio(self) -> Any:
-        return np.load(self.place / "audio.npy", mmap_mode="r")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_audio"}  # a worker maps it again
-
     def __call__(self, index: int, start: int, stop: int) -> Sound:
         """Samples `start` to `stop` of a clip."""
-        first, end = self.offsets[index : index + 2]
-        part = self._audio[first + start : min(first + stop, end)]
+        part = self.audio.rows(index, start, stop)["audio"]
         return Sound(torch.from_numpy(part.astype(np.float32) / _SCALE))
 
 
@@ -118,49 +108,30 @@ def load(name: str) -> Clips16:
     carriers = [carrier for carrier in CARRIERS.values() if name in (carrier.name, carrier.part_of)]
     stamp = hashlib.blake2b("|".join(carrier.key for carrier in carriers).encode(), digest_size=8).hexdigest()
     place = cache_dir() / "audio" / f"{name}-{stamp}-v{_FORMAT}"
-    if not (place / "about.json").is_file():
-        _build(name, carriers, place)
-    about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-    return Clips16(
-        place,
-        about["names"],
-        np.load(place / "offsets.npy"),
-        torch.from_numpy(np.load(place / "splits.npy")),
-        about["labels"],
-        about["texts"],
-    )
+    about = stored(place, lambda folder: _build(name, carriers, folder))
+    codes = torch.from_numpy(np.load(place / "splits.npy"))
+    return Clips16(Ragged(place, ("audio",)), about["names"], codes, about["labels"], about["texts"])
 
 
-def _build(name: str, carriers: list[Carrier], place: Path) -> None:
+def _build(name: str, carriers: list[Carrier], folder: Path) -> dict[str, Any]:
     archives = {carrier.name: fetch(carrier) for carrier in carriers}
     say(f"{name}: decoding once")
     decode, val_share, test_share = _DECODERS[name]
-    offsets, clips, pieces = [0], [], []
-    with staging(place) as folder, progress_bar(f"decoding {name}", _SIZES[name]) as advance:
+    clips, pieces = [], []
+    with progress_bar(f"decoding {name}", _SIZES[name]) as advance:
         for clip in decode(archives):
-            piece = (clip.audio * _SCALE).round().clamp(-_SCALE, _SCALE - 1).to(torch.int16).numpy()
-            pieces.append(piece)
-            offsets.append(offsets[-1] + len(piece))
+            pieces.append((clip.audio * _SCALE).round().clamp(-_SCALE, _SCALE - 1).to(torch.int16).numpy())
             clips.append(clip)
             advance(1)
-        codes, dropped = drop_duplicates(pieces, _split(clips, val_share, test_share))
-        ready = folder / "ready"
-        ready.mkdir()
-        np.save(ready / "audio.npy", np.concatenate(pieces))
-        np.save(ready / "offsets.npy", np.array(offsets, np.int64))
-        np.save(ready / "splits.npy", codes.numpy())
-        about = {
-            "names": [f"{name}:{clip.name}" for clip in clips],
-            "labels": {key: [clip.labels.get(key) for clip in clips] for key in clips[0].labels},
-            "texts": [clip.text for clip in clips],
-            "dropped": dropped,
-        }
-        (ready / "about.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-        try:
-            os.rename(ready, place)
-        except OSError:  # another process was faster, or an interrupted deletion left half of the folder
-            if not (place / "about.json").is_file():
-                raise CarrierError(f"{place} is damaged; delete it and try again") from None
+    codes, dropped = drop_duplicates(pieces, _split(clips, val_share, test_share))
+    Ragged.write(folder, audio=pieces)
+    np.save(folder / "splits.npy", codes.numpy())
+    return {
+        "names": [f"{name}:{clip.name}" for clip in clips],
+        "labels": {key: [clip.labels.get(key) for clip in clips] for key in clips[0].labels},
+        "texts": [clip.text for clip in clips],
+        "dropped": dropped,
+    }
 
 
 def _split(clips: list[Clip], val_share: float, test_share: float) -> Int8[Tensor, "clips"]:
@@ -218,7 +189,7 @@ def _decode_prompts(archives: dict[str, Path]) -> Iterator[Clip]:
                 labels = {"language": language, "speaker": language}
                 try:
                     audio = _decode(archive.read(path))
-                except CorruptAudioError as error:  # one Russian prompt has a header and no samples
+                except CorruptSampleError as error:  # one Russian prompt has a header and no samples
                     say(f"prompts: {code}/{name} is left out: {error}")
                     continue
                 yield Clip(f"{code}/{name}", audio, labels, name, text=texts[code].get(name))
