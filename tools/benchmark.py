@@ -53,18 +53,17 @@ def run_one(
     import torch
 
     torch.set_num_threads(int(os.environ.get("UNMASK_THREADS", "2")))
-    from unmask.core import registry
+    from unmask.core.evaluation.run import evaluate
     from unmask.core.training.loop import train
     from unmask.core.training.recipe import load_recipe
 
     method, settings = VARIANTS[variant]
-    evaluation = registry.task(method)
     overrides = {**settings, "seed": seed, "data.source": data}
     overrides["schedule.steps"] = images // load_recipe(method, recipe).training.batch_size
     start = time.perf_counter()
     train(load_recipe(method, recipe, overrides), folder, resume=any(folder.glob("checkpoints/*")), progress=False)
     trained = time.perf_counter()
-    evaluation.evaluate(folder, device=device, quick=epochs == 0, seed=seed, epochs=epochs or None)
+    evaluate(folder, device=device, quick=epochs == 0, seed=seed, epochs=epochs or None)
     seconds = {"train_seconds": trained - start, "evaluate_seconds": time.perf_counter() - trained}
     (folder / "done.json").write_text(json.dumps(seconds))
 

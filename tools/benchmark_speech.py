@@ -34,9 +34,9 @@ def run_one(job: str, seed: int, folder: Path) -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("UNMASK_THREADS", "2")))
+    from unmask.core.evaluation.run import evaluate
     from unmask.core.training.loop import train
     from unmask.core.training.recipe import load_recipe
-    from unmask.speech_audio.evaluation.representation import evaluate
 
     def fit(method: str, out: Path, overrides: dict[str, Any]) -> None:
         recipe = load_recipe(method, "tiny", {"data.source": DATA, "seed": seed} | overrides)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from unmask.core.evaluation.run import evaluate, table
 from unmask.core.report import write_report
 from unmask.core.training.loop import train
 from unmask.core.training.recipe import load_recipe
-from unmask.vision.evaluation.representation import evaluate, table
 
 
 def main() -> None:

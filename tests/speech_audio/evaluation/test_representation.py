@@ -13,6 +13,9 @@ from clips import tone
 from speech import fabricate, voices, write_shards, write_wav
 
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.embedding import embed
+from unmask.core.evaluation.encoding import untrained
+from unmask.core.evaluation.run import evaluate, table
 from unmask.core.training.checkpoint import load_run
 from unmask.speech_audio.data.clips import Settings, collate, open_split
 from unmask.speech_audio.evaluation import embedding, encoding
@@ -20,7 +23,7 @@ from unmask.speech_audio.evaluation import representation as evaluation
 from unmask.speech_audio.evaluation.detail import Detail, Moments, score
 from unmask.speech_audio.evaluation.encoding import encode_clips, length_sorted
 from unmask.speech_audio.evaluation.probes import Task, make_task, probe
-from unmask.speech_audio.evaluation.representation import embed, evaluate, finetune, study_table, table
+from unmask.speech_audio.evaluation.representation import finetune, study_table
 from unmask.speech_audio.evaluation.tables import measures
 
 SIZES = {"train": 60, "val": 30, "test": 30}
@@ -99,14 +102,14 @@ def test_quick_leaves_detail_and_speakers_out_and_repeats(run: Path, evaluated: 
 
 def test_the_reference_has_other_weights_than_the_run_began_with(run: Path) -> None:
     loaded = load_run(run)
-    random: Any = evaluation._random_encoder(loaded, seed=0)
+    random: Any = untrained(loaded, seed=0).encoder
     weight = random.blocks[0].mlp.fc1.weight
     torch.manual_seed(loaded.recipe.seed)
     from unmask.core.training.launch import build
 
     first: Any = build(loaded.recipe)
     assert not weight.equal(first.encoder.blocks[0].mlp.fc1.weight)
-    again: Any = evaluation._random_encoder(loaded, seed=0)
+    again: Any = untrained(loaded, seed=0).encoder
     assert weight.equal(again.blocks[0].mlp.fc1.weight)
 
 
@@ -190,7 +193,7 @@ def test_length_sorted_batches_hold_every_clip_once() -> None:
 
 def test_batching_does_not_change_features(run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_run(run)
-    clips = open_split(encoding.audio_settings(loaded), "test")
+    clips = open_split(encoding.audio_settings(loaded.recipe.data), "test")
     encoders: Any = {"trained": loaded.method.encoder}
     options: Any = {"device": torch.device("cpu"), "detail": Detail(frames=100)}
     whole = encode_clips(encoders, clips, torch.arange(30), **options)
@@ -211,7 +214,7 @@ def test_batching_does_not_change_features(run: Path, shards: Path, monkeypatch:
 
 def test_a_subset_keeps_its_places(run: Path) -> None:
     loaded = load_run(run)
-    clips = open_split(encoding.audio_settings(loaded), "test")
+    clips = open_split(encoding.audio_settings(loaded.recipe.data), "test")
     index = torch.tensor([3, 17, 4])
     found = encode_clips({}, clips, index, device=torch.device("cpu"))["logmel"]
     assert found.index.tolist() == [3, 4, 17]
@@ -329,7 +332,7 @@ def test_embeddings_are_the_encoders_and_name_their_recordings(
     found = pq.read_table(embed(short, str(folder), tmp_path / "features.parquet", device="cpu"))
     assert [str(field.type) for field in found.schema] == ["int64", "string", "list<element: float>"]
     loaded = load_run(short)
-    clips = open_split(encoding.audio_settings(loaded, str(folder)), "all")
+    clips = open_split(encoding.audio_settings(loaded.recipe.data, str(folder)), "all")
     assert found["id"].to_pylist() == clips.ids.tolist()
     names = found["name"].to_pylist()
     assert "deep/1.wav" in names and "long.wav" in names and len(names) == 7
@@ -357,10 +360,6 @@ def test_embedding_into_nowhere_leaves_nothing(run: Path, folder: Path, tmp_path
 
 
 def test_settings_for_encoding_need_no_label_sets() -> None:
-    class Run:
-        class recipe:
-            data = Settings("notes", label_sets=("gone",), batching="crop")
-
-    settings = encoding.audio_settings(Run, "prompts")  # type: ignore[arg-type]
+    settings = encoding.audio_settings(Settings("notes", label_sets=("gone",), batching="crop"), "prompts")
     assert (settings.source, settings.label_sets, settings.batching, settings.long) == ("prompts", (), "pad", "crop")
     assert settings.min_seconds == 0.1

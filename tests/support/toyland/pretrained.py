@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from toyland import load as load
 from unmask.core.training.checkpoint import load_model, weights_of
 
 

@@ -19,6 +19,8 @@ from PIL import Image
 from unmask.core import cli
 from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.embedding import embed
+from unmask.core.evaluation.encoding import say_notes
 from unmask.core.evaluation.rankme import rankme
 from unmask.vision.data import statistics
 from unmask.vision.data.decode import ChannelsError
@@ -26,7 +28,6 @@ from unmask.vision.data.images import Images, Settings, open_split, resolve
 from unmask.vision.data.preprocess import Preprocess
 from unmask.vision.data.statistics import IMAGENET_MEAN, IMAGENET_STD, measure
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
-from unmask.vision.evaluation.representation import _compare, embed
 
 IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 RECIPE = """
@@ -250,10 +251,10 @@ def test_a_few_images_that_flatten_the_rest_are_named(
 
 def test_evaluating_on_another_scale_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = resolve(Settings(str(write_all(tmp_path / "kelvin", "float tiff")), (16, 16)))
-    run: Any = SimpleNamespace(recipe=SimpleNamespace(data=data))  # what is read of a run
+    run: Any = SimpleNamespace(recipe=SimpleNamespace(method="vision/mae", data=data))  # what is read of a run
 
     def said(source: Path) -> str:
-        _compare(open_split(replace(data, source=str(source)), "all"), run)
+        say_notes(open_split(replace(data, source=str(source)), "all"), str(source), run)
         return capsys.readouterr().err
 
     celsius, kelvin = tmp_path / "celsius", tmp_path / "again"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unmask.core.errors import Problem
+    from unmask.core.evaluation.run import Job
     from unmask.core.report.gather import RunFacts
     from unmask.core.report.parts import Pictures, Probes, Section
 
@@ -33,6 +34,8 @@ class Domain:
         data: data kinds, each with its `Data` module. A method's module names its kind as ``DATA``; the first one holds
             for methods that name none.
         tasks: tasks of methods (see `unmask.core.registry.Card`), each with its `Task` module.
+        encoding: the module whose ``ENCODING`` says how samples become vectors, where that is not as
+            `unmask.core.evaluation.encoding.Encoding` has it.
         pretrained: its `Pretrained` module: reading weights, its own and other libraries'.
         export: its `Export` module: writing weights for other libraries.
         formats: what ``export --to`` takes, with what each writes; the first is the default.
@@ -46,6 +49,7 @@ class Domain:
     data: Mapping[str, str]
     tasks: Mapping[str, str]
     pretrained: str
+    encoding: str | None = None
     export: str | None = None
     formats: Mapping[str, str] = field(default_factory=dict)
     report: str | None = None
@@ -99,13 +103,24 @@ class Data(Protocol):
 
 
 class Task(Protocol):
-    """A task's module: what `unmask evaluate` measures for methods of this task."""
+    """A task's module: what `unmask evaluate` measures for methods of this task.
 
-    def evaluate(self, run_dir: Path, *, data: str | None, device: str, quick: bool) -> dict[str, Any]:
-        """Measure, write ``RUN/evaluation.json`` and return what it holds."""
+    Core loads the run, writes ``RUN/evaluation.json`` and prints the table; `unmask.core.evaluation.run.Job` gives the
+    module the method, its counterpart at random weights, and the data. Where every sample has one vector and may have
+    one class, `unmask.core.evaluation.samples` does the measuring.
+    """
+
+    ROWS: Mapping[str, str]  # titles of what is measured and of what it is held against; `trained` comes first
+
+    def measure(self, job: Job) -> dict[str, Any]:
+        """What evaluation.json holds of the measuring: ``rows``, a mapping for each of `ROWS`, and what explains them.
+
+        The values are what JSON can hold. ``labelled`` says whether probes were possible, ``note`` what a reader has to
+        know, ``splits`` how many samples there were, ``protocol`` how it was done.
+        """
 
     def table(self, result: dict[str, Any]) -> str:
-        """The result as text for a terminal."""
+        """What evaluation.json holds, as text for a terminal; see `unmask.core.evaluation.tables`."""
 
 
 class Pretrained(Protocol):
@@ -154,7 +169,8 @@ class Report(Protocol):
 
 _NEEDS = {
     "data": ("Settings", "resolve", "open_split", "collate"),
-    "tasks": ("evaluate", "table"),
+    "tasks": ("ROWS", "measure", "table"),
+    "encoding": ("ENCODING",),
     "pretrained": ("load", "load_initial_weights"),
     "export": ("export",),
     "report": ("COMMANDS", "draw_pictures", "probes", "sections"),

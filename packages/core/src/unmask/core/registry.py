@@ -151,7 +151,7 @@ def data_kind(method: str) -> Any:
     return importlib.import_module(kinds[kind])
 
 
-def part(method: str, name: Literal["pretrained", "export", "report", "checks"]) -> Any | None:
+def part(method: str, name: Literal["encoding", "pretrained", "export", "report", "checks"]) -> Any | None:
     """A module of a method's domain, by its name in `Domain`; None where the domain has none."""
     module = getattr(domain(method), name)
     return None if module is None else importlib.import_module(module)

@@ -25,6 +25,7 @@ DOMAIN = Domain(
     samples="point clouds",
     data={"clouds": "unmask.pointcloud.data.clouds"},
     tasks={"representation": "unmask.pointcloud.evaluation.representation"},
+    encoding="unmask.pointcloud.evaluation.encoding",
     pretrained="unmask.pointcloud.interop.pretrained",
     export="unmask.pointcloud.interop.export",
     formats={"unmask": "the whole model", "sst": "the encoder, by the names of the SST detectors"},

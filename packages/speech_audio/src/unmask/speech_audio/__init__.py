@@ -25,6 +25,7 @@ DOMAIN = Domain(
     samples="recordings",
     data={"clips": "unmask.speech_audio.data.clips"},
     tasks={"representation": "unmask.speech_audio.evaluation.representation"},
+    encoding="unmask.speech_audio.evaluation.embedding",
     pretrained="unmask.speech_audio.interop.pretrained",
     export="unmask.speech_audio.interop.export",
     formats={"transformers": "the encoder and the heads", "torchaudio": "the encoder"},

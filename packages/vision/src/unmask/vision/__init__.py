@@ -25,6 +25,7 @@ DOMAIN = Domain(
     samples="images",
     data={"images": "unmask.vision.data.images"},
     tasks={"representation": "unmask.vision.evaluation.representation"},
+    encoding="unmask.vision.evaluation.encoding",
     pretrained="unmask.vision.interop.pretrained",
     export="unmask.vision.interop.export",
     formats={"timm": "the encoder", "transformers": "the whole model, of MAE; a classifier"},

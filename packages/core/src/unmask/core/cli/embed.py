@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from unmask.core import registry
 from unmask.core.cli.options import Run, method_of
 
 EXAMPLES = ("unmask embed runs/photos photos/ --out features.parquet",)
@@ -19,5 +18,7 @@ def embed(
     out: Annotated[Path, typer.Option(help="The parquet file to write: one row per sample, name and feature vector.")],
 ) -> None:
     """Write the encoder's feature vector of every sample to a parquet file. Nothing is masked."""
-    registry.task(method_of(run)).embed(run, folder, out)
-    print(out)
+    method_of(run)
+    from unmask.core.evaluation.embedding import embed
+
+    print(embed(run, folder, out))

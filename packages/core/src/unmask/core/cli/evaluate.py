@@ -30,13 +30,17 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge a run's frozen features: probes, k-NN and rank, beside raw input and an untrained encoder.
+    """Measure a run by its method's task, beside references.
+
+    For pre-trained encoders: probes, k-NN and rank of the frozen features, beside raw input and an untrained encoder.
 
     The table is also written to RUN/evaluation.json.
     """
-    part = registry.task(method_of(run))
-    result = part.evaluate(run, data=data, device=device, quick=quick)
+    registry.task(method_of(run))  # a task that nobody evaluates is answered before torch is imported
+    from unmask.core.evaluation.run import evaluate, table
+
+    result = evaluate(run, data=data, device=device, quick=quick)
     if as_json:
         print_json(result)
     else:
-        print(part.table(result))
+        print(table(result))

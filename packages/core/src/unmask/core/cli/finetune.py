@@ -35,4 +35,6 @@ def finetune(
     if as_json:
         print_json(result)
     else:
-        print(part.table(result))
+        from unmask.core.evaluation.tables import tuned_text
+
+        print(tuned_text(result, registry.domain(method_of(run)).samples))

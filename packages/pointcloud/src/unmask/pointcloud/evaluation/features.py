@@ -29,11 +29,6 @@ def cloud_vectors(features: PillarFeatures) -> Float[Tensor, "batch twice_dim"]:
     return torch.cat([most, features.pooled], dim=1)
 
 
-def of_clouds(method: Any) -> Callable[[PointBatch], Float[Tensor, "batch twice_dim"]]:
-    """`cloud_vectors` of what a method encodes."""
-    return lambda batch: cloud_vectors(method.encode(batch))
-
-
 def of_points(method: Any) -> Readout:
     """The vector of the pillar that a point lies in, and nothing else."""
     return lambda batch, voxels: (method.encode(batch).packed, voxels.pillar_of)

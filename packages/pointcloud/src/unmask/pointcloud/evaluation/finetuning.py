@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.encoding import at_source, settle_on, untrained
 from unmask.core.evaluation.features import keyed_subset, pick_device
 from unmask.core.evaluation.finetune import Classifier, FineTuned, FineTuning, fine_tune
 from unmask.core.progress import progress_bar
@@ -26,7 +27,7 @@ from unmask.core.training.rundir import check_writable
 from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.data.clouds import PointClouds, collate, open_split
 from unmask.pointcloud.encoders.sparse_conv import SparseConvEncoder
-from unmask.pointcloud.evaluation.encoding import clouds_at_once, data_settings, random_method, settle_on
+from unmask.pointcloud.evaluation.encoding import clouds_at_once
 from unmask.pointcloud.evaluation.features import cloud_vectors
 from unmask.pointcloud.interop.model import CloudEncoder
 
@@ -128,7 +129,7 @@ def tune(
             seed=seed,
             device=device,
             workers=run.recipe.training.workers,
-            scored_at_once=clouds_at_once(run),
+            scored_at_once=clouds_at_once(run.recipe),
             advance=advance,
         )
 
@@ -164,7 +165,7 @@ def finetune(
     """
     out, place = Path(out), pick_device(device)
     run = load_run(run_dir, place)
-    settings = data_settings(run, data)
+    settings = at_source(run.recipe.data, data)
     train = open_split(settings, "train")
     classes = train.classes
     if train.labels is None or classes is None:
@@ -177,10 +178,11 @@ def finetune(
     check_writable(out)
     if (out / "recipe.yaml").exists() and not (out / "finetune.json").exists():
         raise UnmaskError(f"{out} holds a run, which fine-tuning would overwrite; choose another --out")
-    protocol, method = protocol_for(len(train), clouds_at_once(run), epochs), run.method
+    protocol, method = protocol_for(len(train), clouds_at_once(run.recipe), epochs), run.method
     settle_on(method, run, train, place, seed)
     if scratch:
-        protocol, method = replace(protocol, layer_decay=1.0), random_method(run, train, place, seed)
+        protocol, method = replace(protocol, layer_decay=1.0), untrained(run, seed).to(place)
+        settle_on(method, run, train, place, seed)
     began = time.perf_counter()
     tuned = tune(method, splits, run, protocol, seed, place)
     result = {

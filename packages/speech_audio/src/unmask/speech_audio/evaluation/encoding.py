@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +16,8 @@ from unmask.core.evaluation.weighted import layer_of
 from unmask.core.method import to_device
 from unmask.core.progress import Advance
 from unmask.core.randomness import Key
-from unmask.core.training.checkpoint import LoadedRun
 from unmask.core.training.position import batches
-from unmask.speech_audio.data.clips import AudioBatch, Clips, Problem, Settings, collate
+from unmask.speech_audio.data.clips import AudioBatch, Clips, Settings, collate
 from unmask.speech_audio.data.frames import SAMPLE_RATE, num_frames
 from unmask.speech_audio.evaluation.detail import Detail, Moments
 from unmask.speech_audio.targets.features import LogMel, Mfcc
@@ -174,17 +172,8 @@ def _spectra_of(
     return torch.cat(parts).to(batch.audio.device)
 
 
-def name_left_out(problems: Sequence[Problem]) -> None:
-    """Count recordings that were not used, and name the first, on stderr."""
-    if problems:
-        names = "; ".join(f"{name} ({reason})" for name, reason in problems[:3])
-        more = " ..." if len(problems) > 3 else ""
-        print(f"{len(problems)} recordings are left out: {names}{more}", file=sys.stderr)
-
-
-def audio_settings(run: LoadedRun, data: str | None = None) -> Settings:
-    """The run's data settings for encoding: at `data`, whole recordings, padded batches, no labels of frames."""
-    settings: Settings = run.recipe.data
+def audio_settings(settings: Settings, data: str | None = None) -> Settings:
+    """A run's data settings for encoding: at `data`, whole recordings, padded batches, no labels of frames."""
     return replace(
         settings,
         source=settings.source if data is None else data,

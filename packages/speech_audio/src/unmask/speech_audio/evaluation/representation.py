@@ -1,15 +1,12 @@
-"""Judge and use a trained speech encoder: `evaluate` and `embed`.
+"""The task ``representation`` of speech and sound.
 
-`evaluate` measures four things in the same way: the trained encoder, the same encoder at random initialisation, MFCC
-and log-mel energies. `unmask.speech_audio.evaluation.probes` and `unmask.speech_audio.evaluation.detail` say how.
+Four things are measured in the same way: the trained encoder, the same encoder at random initialisation, MFCC and
+log-mel energies. `unmask.speech_audio.evaluation.probes` and `unmask.speech_audio.evaluation.detail` say how.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,21 +17,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.features import pick_device
 from unmask.core.evaluation.knn import KNN
 from unmask.core.evaluation.linear import LinearProbe
+from unmask.core.evaluation.run import Job
 from unmask.core.evaluation.weighted import WeightedProbe
 from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key
-from unmask.core.training.build import make_method
-from unmask.core.training.checkpoint import LoadedRun, load_run
-from unmask.core.training.files import write_json
-from unmask.core.training.rundir import metrics_until
 from unmask.speech_audio.data.clips import Clips, Settings, SourceError, open_split
 from unmask.speech_audio.evaluation import detail as acoustic
 from unmask.speech_audio.evaluation.detail import Detail
-from unmask.speech_audio.evaluation.embedding import embed as embed
-from unmask.speech_audio.evaluation.encoding import ClipFeatures, audio_settings, encode_clips, name_left_out
+from unmask.speech_audio.evaluation.encoding import ClipFeatures, encode_clips
 from unmask.speech_audio.evaluation.probes import (
     SPLITS,
     Task,
@@ -50,7 +42,6 @@ from unmask.speech_audio.evaluation.tables import table as table
 
 SPEAKER = "speaker"
 MOST_CLIPS = 10_000  # of each split; a larger one is thinned, by seed and clip id
-_OTHER_SEED = 1_000_003  # added to the run's seed for the reference's random weights: never those training began from
 _HELD_OUT = 0.1  # of the training clips, for each of val and test where the data have none
 
 Features = dict[str, dict[str, ClipFeatures]]  # by row, then by split
@@ -73,62 +64,24 @@ class _Tasks:
     skipped: dict[str, str]
 
 
-def evaluate(
-    run_dir: str | Path,
-    *,
-    data: str | None = None,
-    device: str = "auto",
-    quick: bool = False,
-    references: bool = True,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure a run's encoder beside the same encoder at random initialisation, MFCC and log-mel energies.
+def measure(job: Job) -> dict[str, Any]:
+    """Probes of every label that the clips have (speaker, tone, language, instrument ...), and acoustic detail.
 
-    For every label that the clips have (speaker, tone, language, instrument ...): a linear probe on a weighted sum of
-    all layers, one on the last layer, and k-NN. Where speakers are known, other labels are probed within each speaker,
-    too: across few speakers even good features may be at chance. Probes are fitted on the data's train split, chosen on
-    validation, and the test split is scored once; speakers that the splits keep apart are told apart on splits of the
-    training clips. Also: how much of the log-mel spectrum a frame keeps, and RankMe. Data without labels give these
-    two only, and the result says so. Clips longer than the run's ``max_seconds`` are measured by their beginning, and
-    those above 0.1 s count also where training left them out. Unreadable ones are named on stderr. Writes
-    RUN/evaluation.json.
-
-    Args:
-        run_dir: a run directory; one that is still training is measured as far as it is.
-        data: a folder or embedded set; the run's own data when not given.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        quick: leave acoustic detail and probes within speakers out.
-        references: measure them, too; without them only ``trained`` is, for a comparison that has them already.
-        seed: of the choice of clips and frames where there are many, and of the reference's random weights.
-
-    Returns:
-        What was written: ``rows`` (``trained``, ``random``, ``mfcc``, ``logmel``; accuracies in [0, 1]), ``tasks``,
-        ``skipped`` labels with reasons, ``protocol`` and so on. `table` makes text of it.
-
-    Raises:
-        UnmaskError: no run, no data, or no such device.
+    For every label: a linear probe on a weighted sum of all layers, one on the last layer, and k-NN. Where speakers are
+    known, other labels are probed within each speaker, too: across few speakers even good features may be at chance.
+    Speakers that the splits keep apart are told apart on splits of the training clips. Also: how much of the log-mel
+    spectrum a frame keeps, and RankMe; data without labels give these two only. `Job.quick` leaves acoustic detail and
+    probes within speakers out. Clips longer than the run's ``max_seconds`` are measured by their beginning, and those
+    above 0.1 s count also where training left them out.
     """
-    began, place = time.perf_counter(), pick_device(device)
-    run = load_run(run_dir, place)
-    settings = audio_settings(run, data)
-    parts, held_out = _parts(settings, seed)
-    method: Any = run.method
-    encoders: dict[str, nn.Module] = {"trained": method.encoder}
-    if references:
-        encoders["random"] = _random_encoder(run, seed).to(place)
-    protocol = None if quick else Detail()
-    features = _encode(encoders, parts, references, protocol, place, seed, run.recipe.training.workers)
-    name_left_out(list(dict.fromkeys(p for part in parts.values() for p in part.clips.problems)))
-    tasks = _tasks(parts, features["trained"], seed, within=not quick)
-    result: dict[str, Any] = {
-        "run": str(run_dir),
-        "method": run.recipe.method,
-        "step": run.step,
-        "data": settings.source,
-        "seed": seed,
-        "quick": quick,
-        "names": {name: text for name, text in ROWS.items() if name in features},
-        "val_loss": _val_loss(Path(run_dir)),
+    parts, held_out = _parts(job.data, job.seed)
+    protocol = None if job.quick else Detail()
+    encoders: dict[str, nn.Module] = {name: method.encoder for name, method in job.methods.items()}
+    features = _encode(encoders, parts, job.references, protocol, job.device, job.seed, job.workers)
+    job.name_left_out(*(part.clips for part in parts.values()))
+    tasks = _tasks(parts, features["trained"], job.seed, within=not job.quick)
+    note = {} if tasks.plain else {"note": _no_labels(job.data.source, tasks.skipped)}
+    return {
         "labelled": bool(tasks.plain),
         "splits": {name: len(found.ids) for name, found in features["trained"].items()},
         "held_out_of_train": held_out,
@@ -137,26 +90,8 @@ def evaluate(
         "skipped": tasks.skipped,
         "rows": _rows(features, tasks, protocol),
         "protocol": _protocol(tasks, protocol),
+        **note,
     }
-    if not tasks.plain:
-        result["note"] = _no_labels(settings.source, tasks.skipped)
-    result["seconds"] = round(time.perf_counter() - began, 1)
-    write_json(Path(run_dir) / "evaluation.json", result)
-    return json.loads(json.dumps(result))
-
-
-def _val_loss(run_dir: Path) -> float | None:
-    """The last validation loss that training wrote."""
-    lines = [json.loads(line) for line in metrics_until(run_dir / "metrics.jsonl", sys.maxsize)]
-    return next((line["val_loss"] for line in reversed(lines) if "val_loss" in line), None)
-
-
-def _random_encoder(run: LoadedRun, seed: int) -> nn.Module:
-    """The run's encoder at random weights that are not those it started from."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(run.recipe.seed + seed + _OTHER_SEED)
-        method: Any = make_method(run.recipe)
-    return method.encoder.eval()
 
 
 # ---- clips and features --------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unmask.core.evaluation.tables import draw
+
 ROWS = {"trained": "trained encoder", "random": "untrained encoder", "mfcc": "MFCC", "logmel": "log-mel"}
 
 
@@ -91,23 +93,11 @@ def study_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _draw(title: str, caption: str, columns: Mapping[str, str], lines: list[Measure], remarks: list[str]) -> str:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    grid = Table(title=escape(title), caption=caption or None)
-    grid.add_column("")
-    for text in columns.values():
-        grid.add_column(escape(text), justify="right")
-    for line in lines:
-        cells = [f"[bold]{line.text(name)}[/bold]" if line.best(name) else line.text(name) for name in columns]
-        grid.add_row(escape(line.title), *cells)
-    console = Console(width=max(110, 40 + 14 * len(columns)))
-    with console.capture() as capture:
-        console.print(grid)
-        for text in remarks:
-            console.print(text, markup=False)
-    return capture.get().rstrip()
+    cells = [
+        [m.title, *(f"[bold]{m.text(name)}[/bold]" if m.best(name) else m.text(name) for name in columns)]
+        for m in lines
+    ]
+    return draw(title, caption, list(columns.values()), cells, remarks, width=max(110, 40 + 14 * len(columns)))
 
 
 def _remarks(result: Mapping[str, Any]) -> list[str]:

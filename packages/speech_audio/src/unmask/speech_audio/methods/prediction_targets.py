@@ -129,7 +129,8 @@ def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
 
 def finish(recipe: Recipe, run: Path, launch: Launch) -> None:
     """Evaluate every model of the study, print the table and write RUN/study.json."""
-    from unmask.speech_audio.evaluation.representation import evaluate, study_table
+    from unmask.core.evaluation.run import evaluate
+    from unmask.speech_audio.evaluation.representation import study_table
 
     if not launch.fabric.is_global_zero:
         return
