@@ -19,5 +19,5 @@ def embed(
     out: Annotated[Path, typer.Option(help="The parquet file to write: one row per sample, name and feature vector.")],
 ) -> None:
     """Write the encoder's feature vector of every sample to a parquet file. Nothing is masked."""
-    registry.task(method_of(run)).embed(run, folder, out)
+    registry.task(method_of(run), "embed").embed(run, folder, out)
     print(out)

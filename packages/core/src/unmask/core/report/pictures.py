@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.mask import Mask
 from unmask.core.method import Clock, to_device
 from unmask.core.randomness import Key
 from unmask.core.report.gather import RunFacts
@@ -61,6 +62,8 @@ def draw_pictures(run: RunFacts) -> Pictures:
     except UnmaskError as error:
         return Pictures([], f"No pictures: {error}")
     parameters = sum(p.numel() for p in loaded.method.parameters())
+    if not hasattr(loaded.method, "picture"):
+        return Pictures([], f"{run.card.id} draws no pictures.", parameters)
     part = registry.data_kind(run.card.id)
     try:
         dataset = part.open_split(loaded.recipe.data, "val", seed=loaded.recipe.seed, augment=False)
@@ -78,8 +81,9 @@ def draw_pictures(run: RunFacts) -> Pictures:
     data, shown = loaded.recipe.data, {}
     for name, normalised in images.items():
         shown[name] = to_rgb(normalised, data.mean, data.std)
-    if "masked" in shown:
-        shown["masked"] = shade(shown["masked"], plan.mask.hidden)
+    mask = getattr(plan, "mask", None)
+    if "masked" in shown and isinstance(mask, Mask):
+        shown["masked"] = shade(shown["masked"], mask.hidden)
     names = [dataset.name_of(int(i)) for i in batch.ids]
     pictures = [
         Picture(sample, [(NAMES.get(name, name), png(x[i])) for name, x in shown.items()])
