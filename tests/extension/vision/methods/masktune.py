@@ -1,7 +1,7 @@
 """Fine-tuning by masks: which weights of a frozen classifier are kept is learnt, after R-AMT (arXiv 2307.15049).
 
-Every weight of the blocks' linear layers has a score; weights whose score is above a threshold are kept, the others are
-0. The threshold passes gradients straight through. Nothing else is trained, and only scores are saved.
+Every weight of the linear layers below the head has a score; weights whose score is above a threshold are kept, the
+others are 0. The threshold passes gradients straight through. Nothing else is trained, and only scores are saved.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MaskTuned(nn.Module):
     def __init__(self, classifier: nn.Module, threshold: float) -> None:
         super().__init__()
         self.classifier = classifier
-        for layer in [m for m in classifier.base_model.encoder.modules() if isinstance(m, nn.Linear)]:
+        for layer in [m for m in classifier.base_model.modules() if isinstance(m, nn.Linear)]:
             parametrize.register_parametrization(layer, "weight", Kept(layer.weight.shape, threshold))
 
     def train(self, mode: bool = True) -> MaskTuned:
