@@ -41,6 +41,11 @@ def start(target: Callable[..., None], *args: Any) -> Any:
     return process
 
 
+def pipe() -> tuple[Any, Any]:
+    """Two ends, one to keep and one to give to a process."""
+    return _context.Pipe()
+
+
 def wait(process: Any) -> int:
     """The exit code of a process, once it has ended."""
     process.join(120)

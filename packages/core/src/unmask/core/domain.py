@@ -88,7 +88,21 @@ class Dataset(Protocol):
 
 
 class Data(Protocol):
-    """A data kind's module."""
+    """A data kind's module.
+
+    Optional, for methods that generate:
+
+    * ``write_samples(samples, settings, folder) -> list[Path]``: what a method's ``generate`` gives, as files that
+      people open; `settings` are the run's. Without it `unmask generate` writes one file of tensors.
+
+    Optional, for methods that explain; the first two come together:
+
+    * ``settings_for(source, network) -> Settings``: complete settings that open `source` as an
+      `unmask.core.networks.Network` takes its inputs: size and normalisation;
+    * ``inputs_of(batch) -> Tensor``: of a batch, what a network is called with, [batch, channels, *space];
+    * ``draw_map(inputs, map, settings, path) -> Path``: a picture of one map [*space] over its input [channels,
+      *space], written to `path` with the suffix that suits; gives where it was written.
+    """
 
     Settings: type[DataSettings]
 
@@ -196,6 +210,8 @@ def check_domain(domain: Domain) -> None:
             missing += [f"{what}: {module} has no {name}" for name in names if not hasattr(found, name)]
             if part == "data" and hasattr(found, "Settings"):
                 missing += [f"{what}: {text}" for text in _settings_problems(found.Settings)]
+            if part == "data" and hasattr(found, "settings_for") != hasattr(found, "inputs_of"):
+                missing.append(f"{what}: settings_for and inputs_of come together: `unmask explain` needs both")
     if domain.formats and domain.export is None:
         missing.append("formats: nothing writes them; name a module as export")
     assert not missing, "\n  - ".join([f"the domain {domain.name} lacks:", *missing])

@@ -246,7 +246,7 @@ def _open_ours(folder: Path, method: str) -> _Opened:
     domain = registry.card(method).id.split("/")[0]
     module = importlib.import_module(registry.domains()[domain]).load(folder)
     preprocess = getattr(module, "preprocess", None)
-    facts = {name: getattr(preprocess, name) for name in ("mean", "std") if hasattr(preprocess, name)}
+    facts = {name: getattr(preprocess, name) for name in ("mean", "std", "size") if hasattr(preprocess, name)}
     return "unmask", module, facts
 
 

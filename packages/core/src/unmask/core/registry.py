@@ -130,7 +130,10 @@ def card(method: str) -> Card:
 
 
 def load(method: str) -> ModuleType:
-    """Import a method's module: it has ``CARD``, ``Settings`` and ``build(settings, data) -> nn.Module``."""
+    """Import a method's module: it has ``CARD``, ``Settings`` and ``build(settings, data) -> nn.Module``.
+
+    One that is not trained has ``explain`` instead of ``build``; see `unmask.core.explanation`.
+    """
     found = card(method)
     domain, name = found.id.split("/")
     return importlib.import_module(f"{domains()[domain]}.methods.{name}")
@@ -157,19 +160,41 @@ def part(method: str, name: Literal["encoding", "pretrained", "export", "report"
     return None if module is None else importlib.import_module(module)
 
 
-def task(method: str) -> Any:
-    """The `unmask.core.domain.Task` module of a method's task.
+def task(method: str, verb: str | None = None) -> Any:
+    """The `unmask.core.domain.Task` module of a method's task; with `verb` it must have a function of that name.
 
     Raises:
-        UnmaskError: its domain does not evaluate this task.
+        UnmaskError: its domain does not evaluate this task, or the task has nothing for the verb.
     """
     found, tasks = card(method), domain(method).tasks
     if found.task not in tasks:
-        raise UnmaskError(
-            f"{found.id} is of the task {found.task!r}, which {found.package} does not evaluate; it "
-            f"evaluates {', '.join(tasks)}"
-        )
-    return importlib.import_module(tasks[found.task])
+        known = f"the tasks it evaluates: {', '.join(tasks)}" if tasks else "it evaluates no task"
+        raise UnmaskError(f"{found.id} is of the task {found.task!r}, which {found.package} does not evaluate; {known}")
+    module = importlib.import_module(tasks[found.task])
+    if verb is not None and not hasattr(module, verb):
+        raise UnmaskError(f"{found.id} is of the task {found.task!r}, which has nothing for `unmask {verb}`")
+    return module
+
+
+def of_kind(kind: str) -> str:
+    """The installed methods of a kind, for a sentence: their ids, or that there is none."""
+    return ", ".join(c.id for c in methods().values() if c.kind == kind) or "none is installed"
+
+
+def check_trained(method: str) -> None:
+    """See that a method is trained, and is not a plain function on somebody's network.
+
+    Raises:
+        UnmaskError: its module has no ``build``; names the verb that it is for.
+    """
+    found, module = card(method), load(method)
+    if hasattr(module, "build"):
+        return
+    hint = ""
+    if found.kind == "explain":
+        networks = " ".join(f"--network {name}=DIR_OR_HUB_ID" for name in getattr(module, "NETWORKS", {}))
+        hint = f"; use it with: unmask explain INPUT --method {found.id} {networks} --out DIR"
+    raise UnmaskError(f"{found.id} is of the kind {found.kind!r} and is not trained{hint}")
 
 
 def recipes(method: str) -> dict[str, Path]:
@@ -189,6 +214,6 @@ def recipe_path(method: str, recipe: str) -> Path:
     shipped = recipes(method)
     if recipe not in shipped:
         raise UnknownMethodError(
-            f"{method} has no recipe {recipe!r}; it has {', '.join(shipped)}, or give a .yaml file"
+            f"{method} has no recipe {recipe!r}; it has {', '.join(shipped) or 'none'}, or give a .yaml file"
         )
     return shipped[recipe]

@@ -29,7 +29,7 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Train a run's encoder further, with a classifier on top, on labelled data."""
-    part = registry.task(method_of(run))
+    part = registry.task(method_of(run), "finetune")
     options = {"epochs": epochs, "labels": labels, "scratch": scratch, "seed": seed}
     result = part.finetune(run, data, out or run / "finetune", **options)
     if as_json:

@@ -31,6 +31,18 @@ def full_name(domain: str | None, method: str) -> str:
     return f"{domain}/{method}" if domain and "/" not in method else method
 
 
+def network_sources(texts: list[str]) -> dict[str, str]:
+    """``--network NAME=SOURCE``, each of them, as names and sources."""
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, source in pairs:
+        if not (name.isidentifier() and equals and source):
+            raise UnmaskError(
+                f"--network {name}{equals}{source}: expected NAME=DIR_OR_HUB_ID, for example "
+                "--network teacher=runs/first"
+            )
+    return {name: source for name, _, source in pairs}
+
+
 def method_of(run: Path) -> str:
     """The method of a run directory, without importing it."""
     import yaml

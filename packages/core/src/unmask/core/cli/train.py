@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unmask.core import registry
-from unmask.core.cli.options import Json, full_name, print_json
+from unmask.core.cli.options import Json, full_name, method_of, network_sources, print_json
 from unmask.core.errors import UnmaskError
 from unmask.core.training.world import processes, rank
 
@@ -112,7 +112,7 @@ def train(
         "training.precision": precision,
         "training.compile": compile_,
     }
-    given |= _networks(networks or [])
+    given |= {f"networks.{name}": source for name, source in network_sources(networks or []).items()}
     devices, nodes = processes(devices, nodes)
     chosen = _recipe(context.obj, method, recipe, resume, settings or [], given, epochs, steps, devices * nodes)
     if dry_run:
@@ -156,6 +156,7 @@ def _recipe(
     method = full_name(domain, method) if method else None
     if method is not None:
         registry.card(method)  # a misspelt name is answered before torch is imported
+        registry.check_trained(method)
     if resume is not None and not (resume / "recipe.yaml").is_file():
         raise UnmaskError(f"{resume} is not a run: it has no recipe.yaml. Give the folder that --out named")
     if method is None and recipe in ("tiny", "small", "paper"):
@@ -171,22 +172,16 @@ def _recipe(
     return load_recipe(method, recipe, overrides, epochs=epochs, steps=steps, world=world)
 
 
-def _networks(texts: list[str]) -> dict[str, str]:
-    """``NAME=SOURCE`` as keys of the recipe."""
-    pairs = [text.partition("=") for text in texts]
-    for name, equals, source in pairs:
-        if not (name.isidentifier() and equals and source):
-            raise UnmaskError(
-                f"--network {name}{equals}{source}: expected NAME=DIR_OR_HUB_ID, for example "
-                "--network teacher=runs/first"
-            )
-    return {f"networks.{name}": source for name, _, source in pairs}
-
-
 def _default_recipe(method: str, data: str | None) -> str:
-    """``tiny`` fits the demonstration data only; files of the user's own get ``small`` where a method has it."""
-    has_small = "small" in registry.recipes(method)
-    return "small" if has_small and data is not None and Path(data).exists() else "tiny"
+    """``tiny`` fits the demonstration data only; files of the user's own get ``small`` where a method has it.
+
+    A method that has neither gets the first recipe that it ships.
+    """
+    shipped = registry.recipes(method)
+    if not shipped:
+        raise UnmaskError(f"{method} ships no recipe; write one and name it: --recipe FILE.yaml")
+    wanted = ("small", "tiny") if data is not None and Path(data).exists() else ("tiny",)
+    return next((name for name in wanted if name in shipped), next(iter(shipped)))
 
 
 def _dry_run(recipe: Any, devices: int, nodes: int, as_json: bool) -> None:
@@ -217,7 +212,20 @@ def _trained(run: Path, as_json: bool) -> None:
     numbers = [f"{text} {last[name]:.4f}" for name, text in texts.items() if name in last]
     print(f"{run}: {', '.join([str(last.get('step', 0)) + ' steps', *numbers])}")
     print("Next:")
-    print(f"  unmask evaluate {run}")
-    print(f"  unmask report {run}")
-    print(f"  unmask embed {run} FOLDER --out features.parquet")
-    print(f"  unmask export {run} --out DIR")
+    for command in _next(run):
+        print(f"  unmask {command}")
+
+
+def _next(run: Path) -> list[str]:
+    """The commands that this run is for, by its method's kind and task."""
+    card = registry.card(method_of(run))
+    domain = registry.domain(card.id)
+    evaluated = card.task in domain.tasks
+    commands = {
+        f"evaluate {run}": evaluated,
+        f"generate {run} --out DIR": card.kind == "generate",
+        f"report {run}": True,
+        f"embed {run} FOLDER --out features.parquet": evaluated and card.task == "representation",
+        f"export {run} --out DIR": bool(domain.formats) and card.kind == "pretrain",
+    }
+    return [command for command, fits in commands.items() if fits]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from unmask.core import registry
+from unmask.core.mask import Mask
 from unmask.core.training.launch import build, check_draw, make_fabric, open_data
 from unmask.core.training.measure import StepCost, Trial, process_bytes
 from unmask.core.training.monitor import duration
@@ -246,6 +247,6 @@ def size(count: int) -> str:
 
 def _tokens(plan: Any) -> tuple[int | None, float | None]:
     mask = getattr(plan, "mask", None)
-    if mask is None:
+    if not isinstance(mask, Mask):
         return None, None
     return mask.hidden.shape[1], float(mask.visible.sum(1).float().mean())

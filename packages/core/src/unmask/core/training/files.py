@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,35 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise UnmaskError(
             f"cannot write {path}: {reason}. What was there before is untouched; make room or choose another place"
         ) from error
+
+
+def check_empty(out: Path) -> None:
+    """See that nothing is lost when `out` is written.
+
+    Raises:
+        UnmaskError: it is a file, or a folder with something in it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UnmaskError(f"{out} is there already and not empty; give a new directory with --out")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all went well; otherwise nothing is left of it.
+
+    Raises:
+        UnmaskError: `out` is not empty, or cannot be written.
+    """
+    check_empty(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            yield made
+            os.replace(made, out)
+    except OSError as error:
+        raise UnmaskError(f"cannot write {out}: {error.strerror or error}. Nothing was left there") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -226,6 +226,7 @@ def make_recipe(
     if not isinstance(method, str):
         raise RecipeError(source, ["method: missing; give the id of a method, for example vision/mae"])
     raw["method"] = registry.card(method).id
+    registry.check_trained(method)
     module, data = registry.load(method), registry.data_kind(method)
     if epochs is not None:
         _rescale(raw, epochs)
@@ -239,7 +240,7 @@ def make_recipe(
             parts["stages"] = module.Stages
     made = {name: section(name, kind, raw.get(name), problems) for name, kind in parts.items()}
     top = _top_level(raw, problems)
-    networks = _networks(module, raw, problems)
+    networks = network_sources(module, raw, problems)
     if not problems:
         result = Recipe(**top, **made, networks=networks)
         problems += cross_checks(result, world)
@@ -366,7 +367,7 @@ def _top_level(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return top
 
 
-def _networks(module: types.ModuleType, raw: Mapping[str, Any], problems: list[str]) -> dict[str, NetworkSource]:
+def network_sources(module: types.ModuleType, raw: Mapping[str, Any], problems: list[str]) -> dict[str, NetworkSource]:
     """The section `networks`, held against what the method's module declares."""
     needed: dict[str, str] = getattr(module, "NETWORKS", {})
     given = raw.get("networks") or {}

@@ -20,13 +20,18 @@ from unmask.core.data.dataset import SplitDataset
 from unmask.core.data.sources import Source as AnySource
 from unmask.core.data.sources import Split, absolute, members_of
 from unmask.core.errors import Problem
+from unmask.core.networks import Network
 from unmask.core.randomness import SampleKey, stable_id
 from unmask.vision.data.augment import Interpolation, crop, draw_crop, fit, normalise, to_unit
 from unmask.vision.data.embedded.carriers import CARRIERS
+from unmask.vision.data.pictures import draw_map, size_of, statistics_of, write_samples
 from unmask.vision.data.sources import IMAGES, Source, open_source
 from unmask.vision.data.statistics import choose_statistics, training_notes
 
-__all__ = ["CARRIERS", "ImageBatch", "Images", "Problem", "Sample", "Settings", "collate", "open_split", "resolve"]
+__all__ = [
+    "CARRIERS", "ImageBatch", "Images", "Problem", "Sample", "Settings", "collate", "draw_map", "inputs_of",
+    "open_split", "resolve", "settings_for", "write_samples",
+]  # fmt: skip
 
 _AUGMENT = stable_id("augment")
 
@@ -241,3 +246,18 @@ def resolve(settings: Settings) -> Settings:
         return settings
     mean, std = choose_statistics(train)
     return replace(settings, mean=mean, std=std)
+
+
+def settings_for(source: str, network: Network) -> Settings:
+    """The settings that open `source` as a network from elsewhere takes its images.
+
+    Raises:
+        UnmaskError: size or normalisation of its images are not known.
+    """
+    mean, std = statistics_of(network)
+    return Settings(source, size_of(network), channels=len(mean), mean=mean, std=std)
+
+
+def inputs_of(batch: ImageBatch) -> Float[Tensor, "batch channels rows columns"]:
+    """What a network is called with."""
+    return batch.images

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from unmask.core.mask import Mask
 from unmask.core.report.gather import RunFacts
 from unmask.core.report.parts import Picture, Pictures, data_address
 from unmask.core.report.pictures import Shown, draw_with
@@ -30,7 +31,7 @@ def _draw(shown: Shown) -> Pictures:
         return Pictures(note=f"{recipe.method} draws no pictures.")
     panels = {name: to_rgb(x, recipe.data.mean, recipe.data.std) for name, x in images.items()}
     mask = getattr(shown.plan, "mask", None)
-    if "masked" in panels and mask is not None:
+    if "masked" in panels and isinstance(mask, Mask):
         panels["masked"] = shade(panels["masked"], mask.hidden)
     samples = [
         Picture(sample, [(TITLES.get(name, name), _png(x[i])) for name, x in panels.items()])
