@@ -36,6 +36,7 @@ from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 CARD = {
     "title": "Masked Autoencoders Are Scalable Vision Learners",
     "paper": "He et al., CVPR 2022, arXiv 2111.06377",
+    "summary": "75 % of patches at random; their pixels",
     "kind": "pretrain",
     "evidence": "full",
     "reference": "facebookresearch/mae",
@@ -45,7 +46,13 @@ CARD = {
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """The decoder's shape; the defaults are the paper's, for every encoder size."""
+    """The decoder's shape; the defaults are the paper's, for every encoder size.
+
+    Args:
+        dim: width.
+        depth: number of blocks.
+        heads: attention heads per block.
+    """
 
     dim: int = 512
     depth: int = 8
