@@ -17,6 +17,7 @@ from typing import Any
 
 import api_reference
 import recipe_reference
+
 from unmask.core import registry
 from unmask.core.registry import Card
 

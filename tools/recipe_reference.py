@@ -59,7 +59,10 @@ def write_pages() -> int:
     links = ", ".join(f"[{name}]({name}.md)" for name in registry.domains())
     pages = {"index": (_INTRODUCTION.format(domains=links), common_sections())}
     for name in registry.domains():
-        pages[name] = (f"# Recipes of {name}\n\nKeys that every domain has are [here](index.md).", domain_sections(name))
+        pages[name] = (
+            f"# Recipes of {name}\n\nKeys that every domain has are [here](index.md).",
+            domain_sections(name),
+        )
     for name, (head, found) in pages.items():
         text = "\n\n".join([head, *map(shown, found)])
         (OUT / f"{name}.md").write_text(text + "\n", encoding="utf-8")
@@ -124,7 +127,9 @@ def nested(hint: Any, path: str) -> Iterator[tuple[str, Any]]:
 def described(kind: Any, prefix: str) -> tuple[str, list[Key]]:
     """A settings class's own words, and its keys."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    filled_in = {name: "filled in by the run" for name in getattr(kind, "filled_in", ()) if [*nested(hints[name], name)]}
+    filled_in = {
+        name: "filled in by the run" for name in getattr(kind, "filled_in", ()) if [*nested(hints[name], name)]
+    }
     meanings = {key: text for base in reversed(kind.__mro__) for key, text in arguments_of(base).items()}
     keys = [
         Key(

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from unmask.core.errors import UnmaskError
 from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.vision.data.preprocess import Preprocess
-from unmask.vision.encoders.timm import SwinSettings
+from unmask.vision.encoders.timm import SwinSettings, TimmViTSettings
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 from unmask.vision.interop.convert import State, mae_to_vitmae
 from unmask.vision.interop.model_card import model_card
@@ -76,7 +76,8 @@ def _write_transformers(run: LoadedRun, out: Path) -> None:
         raise UnmaskError(
             f"transformers' ViTMAE cannot hold {run.recipe.method}; export its encoder instead: --to timm"
         )
-    refused = _not_in_vitmae(method.encoder)
+    encoder = method.encoder
+    refused = _not_in_vitmae(encoder) if isinstance(encoder, VisionTransformer) else ["its encoder is timm's"]
     if refused:
         raise UnmaskError(
             f"transformers' ViTMAE cannot hold this MAE: {', '.join(refused)}; export its encoder instead: --to timm"
@@ -105,6 +106,7 @@ def _not_in_vitmae(encoder: VisionTransformer) -> list[str]:
 def _vitmae_config(model: MAE) -> Any:
     from transformers import ViTMAEConfig
 
+    assert isinstance(model.encoder, VisionTransformer)
     s = model.encoder.settings
     block: Any = model.decoder_blocks[0]
     return ViTMAEConfig(
@@ -173,7 +175,7 @@ class TimmModel:
     features: int
 
 
-def timm_model(encoder: Any, settings: ViTSettings | SwinSettings) -> TimmModel:
+def timm_model(encoder: Any, settings: ViTSettings | SwinSettings | TimmViTSettings) -> TimmModel:
     """The timm model that computes what `encoder`, made from `settings`, does.
 
     Raises:
@@ -181,6 +183,9 @@ def timm_model(encoder: Any, settings: ViTSettings | SwinSettings) -> TimmModel:
     """
     if isinstance(settings, SwinSettings):
         return _as_swin(encoder, settings)
+    if isinstance(settings, TimmViTSettings):
+        args = settings.arguments(encoder.image_size, encoder.channels)
+        return TimmModel(settings.architecture, args, encoder.state_dict(), encoder.dim)
     s = settings
     args: dict[str, Any] = {
         "img_size": list(encoder.image_size),
