@@ -49,7 +49,7 @@ compare: $(BASE) ## speed beside transformers and beside plain loops
 	set -e; for tool in tools/compare_*.py; do $(BIN)/python $$tool $(ARGS); done
 
 clean: ## remove caches and built files; leaves runs/ and .venv alone
-	rm -rf build dist site docs/methods .mypy_cache .pytest_cache .ruff_cache packages/*/dist
+	rm -rf build dist site docs/methods docs/reference .mypy_cache .pytest_cache .ruff_cache packages/*/dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \

@@ -1,23 +1,30 @@
-"""`make docs`, first half: write docs/methods/ from what the repository already says about each method.
+"""`make docs`, first half: write what the repository already says elsewhere as pages, and the table in README.md.
 
 A page per method: its card, its module's docstring, its recipes, and the results committed under benchmarks/ (the JSON
-files that tools/benchmark.py writes). Nothing is imported but the registry.
+files that tools/benchmark.py writes). `recipe_reference` writes the keys of recipes, `api_reference` the pages that
+mkdocstrings fills in.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import api_reference
+import recipe_reference
 
 from unmask.core import registry
 from unmask.core.registry import Card
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "methods"
+REFERENCE = ROOT / "docs" / "reference"
+README = ROOT / "README.md"
 EVIDENCE = {
     "full": "the authors' own code and paper",
     "part": "part of the authors' code or paper; the rest is ours",
@@ -26,43 +33,64 @@ EVIDENCE = {
 
 
 def main() -> None:
-    shutil.rmtree(OUT, ignore_errors=True)
-    for card in registry.methods().values():
+    for folder in (OUT, REFERENCE):
+        shutil.rmtree(folder, ignore_errors=True)
+    cards = list(registry.methods().values())
+    for card in cards:
         page = OUT / f"{card.id}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(method_page(card), encoding="utf-8")
-    (OUT / "index.md").write_text(index_page(list(registry.methods().values())), encoding="utf-8")
-    print(f"{OUT.relative_to(ROOT)}: {len(registry.methods())} methods")
+    (OUT / "index.md").write_text(index_page(cards), encoding="utf-8")
+    README.write_text(with_table(README.read_text(encoding="utf-8"), cards), encoding="utf-8")
+    keys, parts = recipe_reference.write_pages(), api_reference.write_pages()
+    print(f"docs: {len(cards)} methods, {keys} keys of recipes, {parts} parts of the Python reference")
+
+
+def with_table(readme: str, cards: list[Card]) -> str:
+    """README.md with its table of methods made anew, between the two comments that mark it."""
+    rows = [[f"`{card.id}`", card.summary + _mark(card), linked(card.paper)] for card in cards]
+    made = table(["method", "what is hidden; what is asked", "paper"], rows)
+    marked = re.compile(r"(<!-- methods: .*? -->\n\n).*?(\n\n<!-- /methods -->)", re.DOTALL)
+    return marked.sub(lambda found: found[1] + made + found[2], readme)
+
+
+def _mark(card: Card) -> str:
+    return " (a reconstruction)" if card.reconstruction else ""
+
+
+def linked(paper: str) -> str:
+    """A paper with its arXiv number as a link."""
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", paper)
 
 
 def index_page(cards: list[Card]) -> str:
     """The table of all methods."""
     rows = [
-        [
-            f"[{card.id}]({card.id}.md)",
-            card.title,
-            card.paper,
-            card.kind,
-            "reconstruction" if card.reconstruction else "",
-        ]
+        [f"[{card.id}]({card.id}.md)", card.title + _mark(card), card.summary, linked(card.paper), card.kind, card.task]
         for card in cards
     ]
-    return f"# Methods\n\n{table(['method', 'title', 'paper', 'kind', ''], rows)}\n"
+    head = ["method", "title", "what is hidden; what is asked", "paper", "kind", "task"]
+    return f"# Methods\n\n[Which one to choose](../guides/which-method.md)\n\n{table(head, rows)}\n"
 
 
 def method_page(card: Card) -> str:
-    """One method's page."""
+    """One method's page; kind, task and evidence are its front matter, too."""
     docstring = ast.get_docstring(ast.parse(card.path.read_text(encoding="utf-8"))) or ""
+    domain, name = card.id.split("/")
     facts = [
-        ["paper", card.paper],
+        ["paper", linked(card.paper)],
         ["kind", card.kind],
+        ["task", card.task],
+        ["hidden; asked", card.summary],
         ["rests on", EVIDENCE[card.evidence]],
         ["reference", f"{card.reference} ({card.reference_licence}); none of it is copied here"],
-        ["installs with", f"`pip install {card.package}`"],
+        ["package", f"`{card.package}`"],
         ["train it", f"`unmask train {card.id} --out RUN`"],
+        ["settings", f"[keys of `model`](../../reference/recipes/{domain}.md#{domain}{name}-model)"],
     ]
-    parts = [f"# {card.id}", f"**{card.title}**", table(["", ""], facts), docstring, *recipes(card), *results(card)]
-    return "\n\n".join(parts) + "\n"
+    front = "\n".join(["---", f"kind: {card.kind}", f"task: {card.task}", f"evidence: {card.evidence}", "---"])
+    parts = [front, f"# {card.id}", f"**{card.title}**", table(["", ""], facts), docstring]
+    return "\n\n".join([*parts, *recipes(card), *results(card)]) + "\n"
 
 
 def recipes(card: Card) -> Iterator[str]:

@@ -54,6 +54,7 @@ class Card:
         paper: title, venue and arXiv id of the paper.
         kind: one of `KINDS`.
         task: one of `TASKS`: what `unmask evaluate` measures.
+        summary: what is hidden and what is asked, in one line of Markdown for the tables of methods.
         evidence: ``full``, ``part`` or ``thin``: how much of it rests on the authors' own code or paper.
         reference: the official code, or "none".
         reference_licence: the licence of that code (none of it is copied here).
@@ -71,6 +72,7 @@ class Card:
     package: str
     path: Path
     task: str = "representation"
+    summary: str = ""
 
     @property
     def reconstruction(self) -> bool:
@@ -90,7 +92,7 @@ def domain_folder(name: str) -> Path:
     if name not in found:
         raise UnknownMethodError(
             f"no domain {name!r} is installed; installed: {', '.join(found) or 'none'}. "
-            f"Install one with: pip install unmask-{name.replace('_', '-')}"
+            f"Install one from a checkout of unmask: pip install ./packages/core ./packages/{name}"
         )
     spec = importlib.util.find_spec(found[name])
     assert spec is not None and spec.submodule_search_locations, found[name]

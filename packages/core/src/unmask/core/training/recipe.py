@@ -144,6 +144,9 @@ class Recipe:
         init: a run directory or exported directory to start the weights from; null starts at random.
         model: the method's `Settings`.
         data: the domain's data `Settings`.
+        optimizer: of the training.
+        schedule: length and learning rate.
+        training: how it is computed.
         stages: the method's `Stages`, for methods that are trained in several; see `unmask.core.training.loop`.
         networks: networks from elsewhere that the method uses, by the names its module declares in ``NETWORKS``.
     """

@@ -66,6 +66,7 @@ from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, voxelise
 CARD = {
     "title": "GeoMAE: Masked Geometric Target Prediction for Self-supervised Point Cloud Pre-Training",
     "paper": "Tian et al., CVPR 2023, arXiv 2305.08808",
+    "summary": "70 % of pillars; centroids, occupancy, normal and curvature of what they hold",
     "kind": "pretrain",
     "evidence": "full",
     "reference": "Tsinghua-MARS-Lab/GeoMAE",

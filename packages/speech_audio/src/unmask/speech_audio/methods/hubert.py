@@ -54,6 +54,7 @@ from unmask.speech_audio.targets.labels import Target
 CARD = {
     "title": "HuBERT: Self-Supervised Speech Representation Learning by Masked Prediction of Hidden Units",
     "paper": "Hsu et al., IEEE/ACM TASLP 2021, arXiv 2106.07447",
+    "summary": "spans of 200 ms; cluster labels of MFCC, then of an earlier model's layer",
     "kind": "pretrain",
     "evidence": "full",
     "reference": "facebookresearch/fairseq",

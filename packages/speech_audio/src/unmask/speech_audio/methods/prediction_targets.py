@@ -48,6 +48,7 @@ __all__ = ["CARD", "Settings", "Stages", "build", "finish", "outline", "planned"
 CARD = {
     "title": "Exploring Prediction Targets in Masked Pre-Training for Speech Foundation Models",
     "paper": "arXiv 2409.10788, 2024",
+    "summary": "spans, as HuBERT; labels of several layers at once, residual labels, and a study of what to predict",
     "kind": "pretrain",
     "evidence": "thin",
     "reference": "none",

@@ -49,7 +49,11 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Stages:
-    """The iterations of a run, in order; the last one's model is the result."""
+    """The stages of a run.
+
+    Args:
+        iterations: in order; the last one's model is the result.
+    """
 
     iterations: tuple[Iteration, ...]
 

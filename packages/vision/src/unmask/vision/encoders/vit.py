@@ -112,6 +112,11 @@ class VisionTransformer(nn.Module):
         return self.settings.dim
 
     @property
+    def prefix_tokens(self) -> int:
+        """Tokens before those of the patches: the class token, or none."""
+        return int(self.settings.class_token)
+
+    @property
     def patch_size(self) -> int:
         """Side of a patch, in pixels."""
         return self.settings.patch_size

@@ -20,7 +20,7 @@ from unmask.core.errors import UnmaskError
 from unmask.core.interop.export import Exported, Writer, write_export
 from unmask.core.interop.weights import State, save_state
 from unmask.vision.data.preprocess import Preprocess
-from unmask.vision.encoders.timm import SwinSettings
+from unmask.vision.encoders.timm import SwinSettings, TimmViTSettings
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 from unmask.vision.interop.convert import classifier_to_beit, mae_to_vitmae
 from unmask.vision.interop.model_card import image_card
@@ -59,7 +59,8 @@ def _as_vitmae(exported: Exported) -> Any:
         raise UnmaskError(
             f"transformers' ViTMAE cannot hold {exported.run.recipe.method}; export its encoder instead: --to timm"
         )
-    refused = _not_in_vitmae(method.encoder)
+    encoder = method.encoder
+    refused = _not_in_vitmae(encoder) if isinstance(encoder, VisionTransformer) else ["its encoder is timm's"]
     if refused:
         raise UnmaskError(
             f"transformers' ViTMAE cannot hold this MAE: {', '.join(refused)}; export its encoder instead: --to timm"
@@ -121,6 +122,7 @@ def _not_in_vitmae(encoder: VisionTransformer) -> list[str]:
 def _vitmae_config(model: MAE) -> Any:
     from transformers import ViTMAEConfig
 
+    assert isinstance(model.encoder, VisionTransformer)
     s = model.encoder.settings
     block: Any = model.decoder_blocks[0]
     return ViTMAEConfig(
@@ -192,7 +194,7 @@ class TimmModel:
     norm_after_pooling: str | None = None
 
 
-def timm_model(encoder: Any, settings: ViTSettings | SwinSettings) -> TimmModel:
+def timm_model(encoder: Any, settings: ViTSettings | SwinSettings | TimmViTSettings) -> TimmModel:
     """The timm model that computes what `encoder`, made from `settings`, does.
 
     Raises:
@@ -200,6 +202,9 @@ def timm_model(encoder: Any, settings: ViTSettings | SwinSettings) -> TimmModel:
     """
     if isinstance(settings, SwinSettings):
         return _as_swin(encoder, settings)
+    if isinstance(settings, TimmViTSettings):
+        args = settings.arguments(encoder.image_size, encoder.channels)
+        return TimmModel(settings.architecture, args, encoder.state_dict(), encoder.dim)
     s = settings
     args: dict[str, Any] = {
         "img_size": list(encoder.image_size),

@@ -30,6 +30,7 @@ from unmask.vision.methods.mae import MAE, DecoderSettings
 CARD = {
     "title": "ColorMAE: Exploring data-independent masking strategies in Masked AutoEncoders",
     "paper": "Hinojosa et al., ECCV 2024, arXiv 2407.13036",
+    "summary": "MAE with red, green, blue or purple noise as scores",
     "kind": "pretrain",
     "evidence": "part",
     "reference": "carlosh93/ColorMAE",

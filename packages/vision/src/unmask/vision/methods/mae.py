@@ -14,10 +14,13 @@ Where the released code differs from the paper or leaves a choice, this file doe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from pydantic import Discriminator, Tag
 from torch import Tensor, nn
 
 from unmask.core.losses import l2, mean_term
@@ -31,11 +34,13 @@ from unmask.core.randomness import Key
 from unmask.core.targets import denormalize_patches, normalize_patches, patchify, unpatchify
 from unmask.vision.data.images import ImageBatch
 from unmask.vision.data.images import Settings as DataSettings
+from unmask.vision.encoders.timm import TimmViT, TimmViTSettings, timm_vit
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
 
 CARD = {
     "title": "Masked Autoencoders Are Scalable Vision Learners",
     "paper": "He et al., CVPR 2022, arXiv 2111.06377",
+    "summary": "75 % of patches at random; their pixels",
     "kind": "pretrain",
     "evidence": "full",
     "reference": "facebookresearch/mae",
@@ -45,11 +50,24 @@ CARD = {
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """The decoder's shape; the defaults are the paper's, for every encoder size."""
+    """The decoder's shape; the defaults are the paper's, for every encoder size.
+
+    Args:
+        dim: width.
+        depth: number of blocks.
+        heads: attention heads per block.
+    """
 
     dim: int = 512
     depth: int = 8
     heads: int = 16
+
+
+def _kind(encoder: Any) -> str:
+    return str(encoder.get("kind", "vit") if isinstance(encoder, Mapping) else encoder.kind)
+
+
+Encoder = Annotated[Annotated[ViTSettings, Tag("vit")] | Annotated[TimmViTSettings, Tag("timm")], Discriminator(_kind)]
 
 
 @dataclass(frozen=True)
@@ -57,13 +75,13 @@ class Settings:
     """What a recipe may set under ``model``.
 
     Args:
-        encoder: the Vision Transformer.
+        encoder: the Vision Transformer: our own by its shape, or with ``kind: timm`` one of timm's by its name.
         decoder: the decoder.
         mask_ratio: share of patches hidden, in (0, 1).
         norm_pix: normalise every target patch by its own mean and standard deviation.
     """
 
-    encoder: ViTSettings = field(default_factory=ViTSettings)
+    encoder: Encoder = field(default_factory=ViTSettings)
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
     mask_ratio: float = 0.75
     norm_pix: bool = True
@@ -71,7 +89,11 @@ class Settings:
 
 def build(settings: Settings, data: DataSettings) -> MAE:
     """The model that a recipe describes."""
-    encoder = VisionTransformer(settings.encoder, data.image_size, data.channels)
+    encoder: VisionTransformer | TimmViT
+    if isinstance(settings.encoder, TimmViTSettings):
+        encoder = timm_vit(settings.encoder, data.image_size, data.channels)
+    else:
+        encoder = VisionTransformer(settings.encoder, data.image_size, data.channels)
     return MAE(encoder, settings.decoder, masking=RandomMasking(settings.mask_ratio), norm_pix=settings.norm_pix)
 
 
@@ -87,22 +109,21 @@ class MAE(nn.Module):
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: VisionTransformer | TimmViT,
         decoder: DecoderSettings | None = None,
         *,
         masking: Masking | None = None,
         norm_pix: bool = True,
     ) -> None:
         super().__init__()
-        if encoder.settings.relative_bias:
+        if isinstance(encoder, VisionTransformer) and encoder.settings.relative_bias:
             raise ValueError("encoder.relative_bias needs the whole token grid, and MAE drops tokens; set it to false")
         decoder = decoder or DecoderSettings()
         self.encoder = encoder
         self.masking = masking or RandomMasking(0.75)
         self.norm_pix = norm_pix
-        self.patch_size = encoder.settings.patch_size
-        prefix = int(encoder.settings.class_token)
-        table = nn.functional.pad(sincos_positions(encoder.grid, decoder.dim), (0, 0, prefix, 0))
+        self.patch_size = encoder.patch_size
+        table = nn.functional.pad(sincos_positions(encoder.grid, decoder.dim), (0, 0, encoder.prefix_tokens, 0))
         self.decoder_embed = nn.Linear(encoder.dim, decoder.dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.dim))
         self.decoder_pos_embed = nn.Parameter(table[None], requires_grad=False)

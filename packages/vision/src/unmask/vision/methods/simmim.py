@@ -51,6 +51,7 @@ from unmask.vision.encoders.vit import Positions, VisionTransformer, ViTSettings
 CARD = {
     "title": "SimMIM: A Simple Framework for Masked Image Modeling",
     "paper": "Xie et al., CVPR 2022, arXiv 2111.09886",
+    "summary": "60 % in 32-pixel units, ViT or Swin; raw pixels, linear head, L1",
     "kind": "pretrain",
     "evidence": "full",
     "reference": "microsoft/SimMIM",
