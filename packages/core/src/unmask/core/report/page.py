@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from unmask.core import registry
+from unmask.core.progress import duration
 from unmask.core.report import plots
 from unmask.core.report.gather import RunFacts, read_run
 from unmask.core.report.pictures import Pictures, draw_pictures
 from unmask.core.report.reference import FLOOR, WIDTH, Verdict, differences, find_reference, judge
 from unmask.core.training.files import write_text
-from unmask.core.training.monitor import duration
 from unmask.core.training.recipe import flatten
 
 
