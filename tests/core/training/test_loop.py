@@ -90,7 +90,7 @@ def test_the_counts_are_ragged_enough_for_that_to_mean_something() -> None:
 def train_on_ranks(out: Path, world: int, terms: int) -> None:
     """The same run of 16 samples a step and micro-batches of 4, on one process or cut over several."""
     torch.set_num_threads(1)
-    recipe = toy_recipe(batch_size=16, micro_batch=4, threads=1, log_every=1)
+    recipe = toy_recipe(batch_size=16, micro_batch=4, threads=1, log_every=1, monitor=True)
     fabric = make_fabric(recipe, out, devices=world, accelerator="cpu")
     method = Recording(terms=terms)
     run_toy(out, recipe, fabric=fabric, method=method, train=ToySet(50))

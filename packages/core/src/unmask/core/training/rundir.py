@@ -188,6 +188,10 @@ class RunDirectory:
                 f"with: {self.resume_command}"
             ) from error
 
+    def lines(self, step: int) -> list[dict[str, Any]]:
+        """The metrics up to and with `step`."""
+        return [json.loads(line) for line in metrics_until(self.metrics, step)]
+
     def sync_metrics(self) -> None:
         """Have metrics.jsonl on the disk: done before a checkpoint that counts on its lines."""
         with self.metrics.open("a", encoding="utf-8") as file:
