@@ -17,7 +17,7 @@ from toy import ToyBatch, ToyMethod, ToySet, run_toy, toy_recipe
 from unmask.core.errors import UnmaskError
 from unmask.core.method import Clock, Output, Plan
 from unmask.core.randomness import Key
-from unmask.core.training.checkpoint import newest, read
+from unmask.core.training.checkpoint import newest, read, write
 from unmask.core.training.groups import make_optimizer, param_groups
 from unmask.core.training.launch import make_fabric
 from unmask.core.training.position import Position, batches, loading_errors, validation_sampler
@@ -90,7 +90,7 @@ def test_the_counts_are_ragged_enough_for_that_to_mean_something() -> None:
 def train_on_ranks(out: Path, world: int, terms: int) -> None:
     """The same run of 16 samples a step and micro-batches of 4, on one process or cut over several."""
     torch.set_num_threads(1)
-    recipe = toy_recipe(batch_size=16, micro_batch=4, threads=1, log_every=1)
+    recipe = toy_recipe(batch_size=16, micro_batch=4, threads=1, log_every=1, monitor=True)
     fabric = make_fabric(recipe, out, devices=world, accelerator="cpu")
     method = Recording(terms=terms)
     run_toy(out, recipe, fabric=fabric, method=method, train=ToySet(50))
@@ -262,6 +262,20 @@ def test_changed_recipe_on_resume_lists_what_changed(tmp_path: Path) -> None:
         run_toy(run, changed, resume=True)
     assert "seed was 3, now 4; training.batch_size was 8, now 4." in str(error.value)
     assert "workers" not in str(error.value), "loading in other processes changes nothing"
+
+
+def test_a_run_of_an_older_version_is_resumed(tmp_path: Path) -> None:
+    """Its recipes, in recipe.yaml and in the checkpoint, lack keys that came later."""
+    recipe, run = toy_recipe(steps=6), tmp_path / "run"
+    run_toy(run, toy_recipe(steps=3))
+    (path,) = (run / "checkpoints").glob("*.safetensors")
+    saved = read(path)
+    for key in ("horizon", "cosine_from"):
+        del saved.meta["recipe"]["schedule"][key]
+    del saved.meta["recipe"]["training"]["monitor"]
+    write(path, saved.tensors, saved.meta)
+    run_toy(run, recipe, resume=True, extend=True)
+    assert read(run / "model.safetensors").meta["step"] == 6
 
 
 def test_a_longer_run_needs_extend_and_then_goes_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from unmask.core.training.recipe import (
     make_recipe,
     parse_override,
     to_yaml,
+    with_defaults,
 )
+from unmask.core.training.rundir import changed_keys
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -48,6 +51,44 @@ def test_a_number_that_yaml_takes_for_a_string(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(to_yaml(make_recipe(raw())).replace("base_lr: 0.0001", "base_lr: 1e-4"))
     assert "base_lr: 1e-4" in (tmp_path / "r.yaml").read_text()
     assert load_recipe("vision/mae", str(tmp_path / "r.yaml")).optimizer.base_lr == 1e-4
+
+
+def test_keys_that_an_older_version_did_not_know_count_as_their_defaults() -> None:
+    recipe = make_recipe(raw())
+    old = as_dict(recipe)
+    for section, key in (("schedule", "horizon"), ("training", "monitor"), ("optimizer", "clip_norm")):
+        del old[section][key]
+    del old["model"]["decoder"]["depth"], old["networks"], old["init"]
+    assert changed_keys(old, recipe) == {}
+    given = make_recipe(raw(), {"schedule.horizon": 2.0, "model.decoder.depth": 3})
+    assert changed_keys(old, given) == {
+        "model.decoder.depth": f"model.decoder.depth was {recipe.model.decoder.depth}, now 3",
+        "schedule.horizon": "schedule.horizon was 1.0, now 2.0",
+    }
+
+
+def test_lists_and_tables_of_an_older_recipe_are_filled_in_too() -> None:
+    @dataclass(frozen=True)
+    class Part:
+        size: int
+        kind: str = "plain"
+
+    @dataclass(frozen=True)
+    class Whole:
+        parts: tuple[Part, ...]
+        named: dict[str, Part]
+        more: tuple[Part, ...] = field(default_factory=lambda: (Part(7),))
+
+    now = Whole((Part(1), Part(2)), {"a": Part(3)})
+    filled = with_defaults({"parts": [{"size": 1}, {"size": 5}], "named": {"a": {"size": 3}}}, now)
+    assert filled["parts"] == [{"kind": "plain", "size": 1}, {"kind": "plain", "size": 5}]
+    assert (filled["named"], filled["more"]) == ({"a": {"kind": "plain", "size": 3}}, [{"size": 7, "kind": "plain"}])
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("on", True), ("off", False), ("true", True)])
+def test_the_monitor_is_on_off_or_auto(text: str, value: object) -> None:
+    assert make_recipe(raw(), dict([parse_override(f"training.monitor={text}")])).training.monitor == value
+    assert "training.monitor" in problems(raw(), {"training.monitor": "sometimes"})[0]
 
 
 def test_overrides_are_yaml_and_reach_any_depth() -> None:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from unmask.core.checks.case import Case, changed, jolt, snapshot
 from unmask.core.method import Clock
-
-KINDS = ("frozen", "shared", "ema")
+from unmask.core.targets.teachers import teachers
 
 
 def teachers_are_what_they_say(case: Case) -> None:
@@ -75,16 +74,6 @@ def after_step_moves_teachers_as_declared(case: Case) -> None:
         _check_untouched(method, before, averages)
         for path, teacher in averages.items():
             _check_average(path, old[path], teacher, _state(students[path]), decay_of(teacher, clock))
-
-
-def teachers(method: nn.Module) -> dict[str, Any]:
-    """The declared teachers of a method, by path."""
-    found = method.named_modules()
-    return {
-        path: m
-        for path, m in found
-        if getattr(m, "kind", None) in KINDS and isinstance(getattr(m, "module", 0), nn.Module)
-    }
 
 
 def _frozen_copies(method: Any) -> list[str]:

@@ -10,13 +10,13 @@ from typing import Any
 
 from unmask.core import registry
 from unmask.core.domain import Report
+from unmask.core.progress import duration
 from unmask.core.report import plots
 from unmask.core.report.gather import RunFacts, read_run
 from unmask.core.report.parts import Figure, Pictures, Tile, Verdict
 from unmask.core.report.probes import probes
 from unmask.core.report.reference import FLOOR, WIDTH, differences, find_reference, judge
 from unmask.core.training.files import write_text
-from unmask.core.training.monitor import duration
 from unmask.core.training.recipe import flatten
 
 COMMANDS = (

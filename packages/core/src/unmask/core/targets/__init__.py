@@ -1,7 +1,7 @@
 """What is asked of the hidden tokens."""
 
 from unmask.core.targets.patches import denormalize_patches, normalize_patches, patchify, unpatchify
-from unmask.core.targets.teachers import EMATeacher, FrozenTeacher, SharedTeacher
+from unmask.core.targets.teachers import EMATeacher, FrozenTeacher, SharedTeacher, teachers
 
 __all__ = [
     "EMATeacher",
@@ -10,5 +10,6 @@ __all__ = [
     "denormalize_patches",
     "normalize_patches",
     "patchify",
+    "teachers",
     "unpatchify",
 ]

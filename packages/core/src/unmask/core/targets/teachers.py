@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +159,15 @@ class EMATeacher(FrozenTeacher):
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
         return super()._apply(moved, recurse)
+
+
+def teachers(method: nn.Module) -> dict[str, Any]:
+    """The declared teachers of a method, by path: whatever has a `kind` of the three and a network `module`."""
+    return {
+        path: part
+        for path, part in method.named_modules()
+        if getattr(part, "kind", None) in get_args(Kind) and isinstance(getattr(part, "module", None), nn.Module)
+    }
 
 
 def _can_be_averaged(buffer: Tensor) -> bool:

@@ -11,9 +11,9 @@ from torch import nn
 
 from unmask.core import registry
 from unmask.core.mask import Mask
+from unmask.core.progress import duration
 from unmask.core.training.launch import build, check_draw, make_fabric, open_data
 from unmask.core.training.measure import StepCost, Trial, process_bytes
-from unmask.core.training.monitor import duration
 from unmask.core.training.position import Position
 from unmask.core.training.recipe import Recipe, micro_batch, to_yaml
 from unmask.core.training.schedules import run_length

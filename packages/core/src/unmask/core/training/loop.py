@@ -24,6 +24,7 @@ from unmask.core.training import checkpoint
 from unmask.core.training.build import open_networks
 from unmask.core.training.gradients import Call, Gradients, LossModule, Sums, draw_call
 from unmask.core.training.groups import make_optimizer, set_rates
+from unmask.core.training.held_out import HeldOut
 from unmask.core.training.launch import (
     build,
     check_draw,
@@ -34,8 +35,8 @@ from unmask.core.training.launch import (
     open_data,
 )
 from unmask.core.training.monitor import Display, Meter, count_flops, peak_flops
-from unmask.core.training.numbers import FiniteWatch, validate
-from unmask.core.training.position import Collate, Position, batches, data_digest, loading_errors, validation_sampler
+from unmask.core.training.numbers import FiniteWatch
+from unmask.core.training.position import Collate, Position, batches, data_digest, loading_errors
 from unmask.core.training.recipe import Recipe, as_dict, micro_batch
 from unmask.core.training.rundir import RunDirectory
 from unmask.core.training.schedules import learning_rate, run_length, value_at
@@ -226,7 +227,7 @@ class Loop:
         saved: checkpoint.Checkpoint | None = None,
     ) -> None:
         self.fabric, self.recipe, self.run_dir, self.display, self.total = fabric, recipe, run_dir, display, total
-        self.train_set, self.val_set, self.collate = train_set, val_set, collate
+        self.train_set, self.collate = train_set, collate
         self.method: Any = method.to(fabric.device)
         self.optimizer: Any = make_optimizer(self.method, recipe.optimizer)
         check_groups(self.method, self.optimizer)
@@ -234,6 +235,8 @@ class Loop:
         self.learning_rate = learning_rate(recipe)
         self.position = self._position()
         self.watch = FiniteWatch(fabric, self.position, train_set, run_dir.checkpoints)
+        earlier = run_dir.lines(self.step)
+        self.held_out = HeldOut(fabric, self.method, val_set, collate, recipe, self.position, earlier)
         self.meter = self._meter()
         if recipe.training.compile:
             self.method.compile()
@@ -304,13 +307,13 @@ class Loop:
         """
         every = self.recipe.training
         self.display.start(self.step)
+        self.held_out.begin()
         calls = self._training_calls()
         while self.step < self.total:
             sums = self._train_step(calls)
             if self._due(every.log_every) or self.step == 1:
                 self._log(sums)
-            if self._due(every.validate_every_epochs * self.position.steps_per_epoch):
-                self._validate()
+            self._validate()
             stopping = self._agreed(stop)
             if self._due(every.checkpoint_every_steps) or stopping:
                 self._save()
@@ -361,8 +364,8 @@ class Loop:
         for n, batch in enumerate(loaded):
             yield self._call(batch, position.clock(position.start + n // position.micro_batches))
 
-    def _call(self, batch: Any, clock: Clock, visit: int | None = None) -> Call:
-        return draw_call(self.fabric, self.method, self.recipe.seed, batch, clock, visit)
+    def _call(self, batch: Any, clock: Clock) -> Call:
+        return draw_call(self.fabric, self.method, self.recipe.seed, batch, clock)
 
     def _agreed(self, stop: StopSignals) -> int | None:
         """The signal to stop for. Ranks agree; on GPUs only now and then, because asking waits for the device."""
@@ -388,20 +391,13 @@ class Loop:
         self.display.report(self.step, line)
 
     def _validate(self) -> None:
-        """The loss on the validation split, at masks that are the same every time."""
-        if self.val_set is None or len(self.val_set) == 0:
+        numbers, said = self.held_out.measure(self.step)
+        if not numbers:
             return
-        numbers = validate(self.fabric, self.method, self._validation_calls(self.val_set))
         self._write(self._where() | numbers | {"time": {"seconds": self.meter.seconds}})
-        self.display.say(f"step {self.step}: validation loss {numbers['val_loss']:.4f}")
+        for text in said:
+            self.display.say(f"step {self.step}: {text}")
         self.meter.skip()
-
-    def _validation_calls(self, val_set: Any) -> Iterator[Call]:
-        world, rank = self.fabric.world_size, self.fabric.global_rank
-        micro, lengths = micro_batch(self.recipe, world), getattr(val_set, "lengths", None)
-        sampler = validation_sampler(len(val_set), micro, rank, world, lengths)
-        for batch in batches(val_set, sampler, self.collate, self.recipe.training.workers, pin=False):
-            yield self._call(batch, self.position.clock(self.total), visit=0)
 
     def _write(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl and the loggers; JSON has no NaN or infinity, so these become null."""

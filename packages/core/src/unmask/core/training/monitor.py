@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from unmask.core.progress import duration
 from unmask.core.training.gradients import Call
 
 # Peak dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first match counts. Fabric's
@@ -174,10 +175,3 @@ def describe(line: dict[str, Any]) -> str:
     if "mfu" in times:
         parts.append(f"MFU {times['mfu']:.1%}")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

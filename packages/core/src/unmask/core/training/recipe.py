@@ -106,6 +106,10 @@ class Training:
         validate_every_epochs: epochs between validation losses.
         checkpoint_every_steps: steps between checkpoints.
         keep_checkpoints: how many to keep.
+        monitor: measure at validation how many dimensions the features use, which tells a collapse: true, false, or
+            ``auto`` for methods with a teacher; see `unmask.core.training.collapse`.
+        probe_every_epochs: epochs between online k-NN and linear probes, for data with labels; null for none. See
+            `unmask.core.evaluation.online`.
         threads: CPU threads for torch; null leaves its default.
     """
 
@@ -118,6 +122,8 @@ class Training:
     validate_every_epochs: Count = 1
     checkpoint_every_steps: Count = 200
     keep_checkpoints: Count = 2
+    monitor: Literal["auto"] | bool = "auto"
+    probe_every_epochs: Count | None = None
     threads: Count | None = None
 
 
@@ -164,7 +170,8 @@ class Recipe:
 
 
 # What may differ on a resume: none of it changes what is computed.
-_FREE_TO_CHANGE = frozenset(f"training.{name}" for name in ("workers", "checkpoint_every_steps", "keep_checkpoints"))
+_FREE = ("workers", "checkpoint_every_steps", "keep_checkpoints", "monitor", "probe_every_epochs")
+_FREE_TO_CHANGE = frozenset(f"training.{name}" for name in _FREE)
 TOTAL = frozenset({"schedule.epochs", "schedule.steps", "schedule.warmup_epochs", "schedule.step_at"})
 
 
@@ -306,7 +313,33 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """Nested dicts and lists of plain values, ready for YAML and JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    return _plain(dataclasses.asdict(recipe))
+
+
+def with_defaults(saved: Any, recipe: Any) -> Any:
+    """The plain values `saved` of an earlier `recipe`, or of a part of one, with the defaults of keys that it lacks."""
+    if dataclasses.is_dataclass(recipe) and isinstance(saved, Mapping):
+        known = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+        missing = _defaults([f for f in fields(recipe) if f.name not in saved])
+        return missing | {key: with_defaults(value, known.get(key)) for key, value in saved.items()}
+    if isinstance(saved, Mapping) and isinstance(recipe, Mapping):
+        return {key: with_defaults(value, recipe.get(key)) for key, value in saved.items()}
+    if isinstance(saved, list) and isinstance(recipe, list | tuple) and len(saved) == len(recipe):
+        return [with_defaults(*both) for both in zip(saved, recipe, strict=True)]
+    return saved
+
+
+def _defaults(missing: list[dataclasses.Field[Any]]) -> dict[str, Any]:
+    """The fields' defaults, as plain values; without those that have none."""
+    made = {f.name: f.default_factory() for f in missing if f.default_factory is not dataclasses.MISSING}
+    return _plain(made | {f.name: f.default for f in missing if f.default is not dataclasses.MISSING})
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and sequences as dicts and lists, ready for YAML and JSON."""
+    return json.loads(
+        json.dumps(value, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v))
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,6 +29,7 @@ from unmask.core.training.recipe import (
     free_to_change,
     read_yaml,
     to_yaml,
+    with_defaults,
 )
 from unmask.core.training.signals import Interrupted
 from unmask.core.training.startup import StartupError
@@ -187,6 +188,10 @@ class RunDirectory:
                 f"with: {self.resume_command}"
             ) from error
 
+    def lines(self, step: int) -> list[dict[str, Any]]:
+        """The metrics up to and with `step`."""
+        return [json.loads(line) for line in metrics_until(self.metrics, step)]
+
     def sync_metrics(self) -> None:
         """Have metrics.jsonl on the disk: done before a checkpoint that counts on its lines."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -207,8 +212,12 @@ def check_writable(path: Path) -> None:
 
 
 def changed_keys(before: dict[str, Any], recipe: Recipe) -> dict[str, str]:
-    """Dotted keys whose values differ, with the text "KEY was A, now B"; keys that may change are left out."""
-    old, new, free, filled = flatten(before), flatten(as_dict(recipe)), free_to_change(recipe), filled_in(recipe)
+    """Dotted keys whose values differ, with the text "KEY was A, now B"; keys that may change are left out.
+
+    A key that the saved recipe lacks was not known to the version that saved it, and counts as its default.
+    """
+    old, new = flatten(with_defaults(before, recipe)), flatten(as_dict(recipe))
+    free, filled = free_to_change(recipe), filled_in(recipe)
     return {
         key: f"{key} was {old.get(key, 'not set')}, now {new.get(key, 'not set')}"
         for key in sorted(old.keys() | new.keys())
