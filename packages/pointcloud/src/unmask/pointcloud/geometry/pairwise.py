@@ -63,7 +63,6 @@ def torch_conv(
     return _pairwise(x, weight, inputs, outputs, counts, rows_out, own)
 
 
-@torch.compiler.disable
 def spconv_conv(
     x: Float[Tensor, "rows channels"],
     weight: Float[Tensor, "out_channels *kernel channels"],
@@ -73,6 +72,12 @@ def spconv_conv(
     own: int | None,
 ) -> Float[Tensor, "rows_out out_channels"]:
     """The sum by spconv; for `pairs` and `counts` see `unmask.pointcloud.encoders.sparse.Rulebook.for_spconv`."""
+    # Disabled here, not by a decorator, because that imports torch._dynamo, which takes seconds.
+    conv = torch.compiler.disable(_spconv_conv) if torch.compiler.is_compiling() else _spconv_conv
+    return conv(x, weight, pairs, counts, rows_out, own)
+
+
+def _spconv_conv(x: Tensor, weight: Tensor, pairs: Tensor, counts: Tensor, rows_out: int, own: int | None) -> Tensor:
     functional, native = _spconv()
     conv = functional.indice_conv if own is None else functional.indice_subm_conv
     wide = torch.promote_types(x.dtype, torch.float32)
