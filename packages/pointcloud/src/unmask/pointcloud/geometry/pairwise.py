@@ -30,10 +30,10 @@ Backend = Literal["auto", "spconv", "torch"]
 def resolve_backend(backend: Backend) -> Literal["spconv", "torch"]:
     """The implementation that a setting stands for.
 
-    ``auto`` is ``torch``, because spconv was not measured faster: forward and backward on one CPU core, 500 to 15,000
+    ``auto`` is ``torch``, because spconv measured no faster: forward and backward on one CPU core, 500 to 15,000
     cells in 2-D and a room in 3-D, 64 and 128 channels, torch took 0.97 to 1.09 times spconv's CPU time for a layer and
-    0.99 to 1.04 times for a whole encoder with its search for neighbours. Torch's is there on every Python and device,
-    compiles, computes in bfloat16, and needs no import of five seconds. spconv on a GPU was not tried.
+    0.99 to 1.04 times for a whole encoder with its search for neighbours. Torch's runs on every Python and device,
+    compiles, computes in bfloat16, and saves an import of five seconds. spconv on a GPU was not tried.
 
     Raises:
         UnmaskError: ``spconv`` is asked for and cannot be imported.
