@@ -46,7 +46,7 @@ def _assert_forward_is_clean(case: Case, plan: Any, batch: Any, other: Any, what
     if not hasattr(case.method, "target"):
         assert not trains_on_difference(case, (case.batch, plan), (batch, other)), (
             f"when hidden input becomes {what}, so does what a trainable weight works on, and the loss with it; if "
-            "that is where prediction and target are compared, define `target(batch, plan)`, which is then held fixed"
+            "that is where prediction and target are compared, offer `target(batch, plan)`, which is then held fixed"
         )
         return
     torch.manual_seed(0)
