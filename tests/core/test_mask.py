@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unmask.core.mask import Indices, Mask, Split, check_count
+from unmask.core.mask import Indices, Mask, Packed, Split, check_count
 from unmask.core.method import map_tensors
 
 X = torch.arange(24.0).view(2, 6, 2)
@@ -81,23 +81,9 @@ def test_take_keeps_any_trailing_shape() -> None:
         assert torch.equal(indices.take(x), expected)
 
 
-@pytest.mark.parametrize("mask", [Mask.from_hidden(HIDDEN), Mask.from_scores(torch.rand(2, 6), 2)])
-def test_packed_concatenates_the_sets(mask: Mask) -> None:
-    indices = mask.visible_indices
-    packed = indices.packed(6)
-    assert packed.offsets.dtype == torch.int32 and packed.offsets[0] == 0 and packed.offsets[-1] == len(packed.index)
-    rows = [X[b][mask.visible[b]] for b in range(2)]
-    for b, row in enumerate(rows):
-        part = packed.take(X)[int(packed.offsets[b]) : int(packed.offsets[b + 1])]
-        assert torch.equal(part.sort(0).values, row.sort(0).values)
-    assert packed.longest == (indices.count if indices.valid is None else None)
-
-
-def test_split_from_mask_is_everything_once() -> None:
-    mask = Mask.from_scores(torch.rand(2, 6), 2)
-    split = Split.from_mask(mask)
-    together = torch.cat([split.context.index, *(t.index for t in split.targets)], dim=1)
-    assert torch.equal(together.sort(1).values, torch.arange(6).expand(2, -1))
+def test_packed_takes_the_rows_of_one_sample_after_another() -> None:
+    packed = Packed(torch.tensor([1, 4, 6, 7]), torch.tensor([0, 2, 4], dtype=torch.int32))
+    assert torch.equal(packed.take(X), torch.cat([X[0, [1, 4]], X[1, [0, 1]]]))
 
 
 MEMBERS = torch.tensor([[0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0]], dtype=torch.bool)
@@ -128,7 +114,8 @@ def test_split_take_keeps_the_samples_and_no_wider_than_they_need() -> None:
 
 
 def test_a_split_is_mapped_tensor_by_tensor() -> None:
-    split = Split.from_mask(Mask.from_hidden(HIDDEN))
+    mask = Mask.from_hidden(HIDDEN)
+    split = Split(mask.visible_indices, (mask.hidden_indices,))
     moved = map_tensors(split, lambda t: t.clone())
     assert torch.equal(moved.hidden(6), split.hidden(6)) and moved.context.index is not split.context.index
 

@@ -86,7 +86,7 @@ class ShuffledEncode(MAE):
 
 
 class DrawsByBatch(MAE):
-    """Draws by the place in the batch instead of the sample."""
+    """Draws by the position in the batch instead of the sample."""
 
     def draw(self, batch: ImageBatch, clock: Clock, key: Key) -> Plan:
         return super().draw(batch, clock, Key.of(int(key.state[0]) % 1000, torch.arange(len(batch.ids))))

@@ -1,4 +1,4 @@
-"""Errors that are meant for the person at the keyboard, and what data had to be left out."""
+"""Errors for users, and samples that had to be left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class UnmaskError(ValueError):
 
 
 class Problem(NamedTuple):
-    """A sample that is left out, or something to know about one.
+    """A sample that is left out, or a note about one.
 
     Args:
         name: its path, shard key, row, or ``set:name``.

@@ -23,12 +23,10 @@ class Packed:
     Args:
         index: positions in the flattened (batch * tokens) axis, sample after sample.
         offsets: start of every sample in `index`, and its length at the end (``cu_seqlens`` elsewhere).
-        longest: length of the longest set, or None where it is not known without a host sync.
     """
 
     index: Int[Tensor, "total"]
     offsets: Int[Tensor, "batch_plus_1"]
-    longest: int | None = None
 
     def take(self, x: Tensor) -> Tensor:
         """Rows of `x` [batch, tokens, ...] in packed order: [total, ...]."""
@@ -53,7 +51,7 @@ class Indices:
 
         Args:
             members: True = in the set.
-            count: the first so many of each sample, if you know that none has fewer; None takes all, padded to the
+            count: take the first `count` of each sample, none of which may have fewer; None takes all, padded to the
                 longest set, which costs one host sync.
         """
         order = _spatial_order(~members, None)
@@ -62,7 +60,11 @@ class Indices:
         return _slots(order, torch.zeros_like(members.sum(1)), members.sum(1))
 
     def members(self, tokens: int) -> Bool[Tensor, "batch {tokens}"]:
-        """True at the tokens in the set, out of so many."""
+        """True at the tokens in the set.
+
+        Args:
+            tokens: length of the token axis.
+        """
         none = torch.zeros(len(self.index), tokens, dtype=torch.bool, device=self.index.device)
         return self.put(none, torch.ones_like(self.index, dtype=torch.bool))
 
@@ -101,17 +103,6 @@ class Indices:
         filled = x.scatter(1, index, values.to(x.dtype))
         return filled if self.valid is None else filled[:, :-1]
 
-    def packed(self, tokens: int) -> Packed:
-        """The same sets, concatenated. Costs one host sync when there is padding (the total is data).
-
-        Args:
-            tokens: length of the token axis that the positions refer to.
-        """
-        flat = self.index + torch.arange(len(self.index), device=self.index.device)[:, None] * tokens
-        index = flat.flatten() if self.valid is None else flat[self.valid]
-        offsets = torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32)
-        return Packed(index, offsets, self.count if self.valid is None else None)
-
 
 @dataclass(frozen=True)
 class Mask:
@@ -122,7 +113,7 @@ class Mask:
     Args:
         hidden: True = hidden.
         drawn_order: a permutation of the tokens per sample: visible first, then hidden, then padding; None for spatial
-            order within each kind, which is worked out when `order` is first asked for.
+            order within each kind, which is computed when `order` is first read.
         num_visible: visible tokens per sample where that is the same known number for all, else None (ragged).
         valid: False = padding, which is never hidden and never counted; None when there is none.
     """
@@ -169,7 +160,7 @@ class Mask:
         Args:
             hidden: True = hidden; entries at padding are ignored.
             valid: False = padding.
-            num_visible: visible tokens per sample if you know that all samples have that many.
+            num_visible: visible tokens per sample, where all samples have that many; None otherwise.
         """
         if valid is not None:
             hidden = hidden & valid
@@ -218,19 +209,14 @@ class Split:
 
     Args:
         context: what the encoder sees.
-        targets: what is asked, one set after another; each may be padded on its own.
+        targets: the tokens to predict, one set after another; each may be padded on its own.
     """
 
     context: Indices
     targets: tuple[Indices, ...]
 
-    @classmethod
-    def from_mask(cls, mask: Mask) -> Split:
-        """The split in which everything visible is context and everything hidden is one target set."""
-        return cls(mask.visible_indices, (mask.hidden_indices,))
-
     def hidden(self, tokens: int) -> Bool[Tensor, "batch {tokens}"]:
-        """True at what the encoder must not see, asked for or not: every one of so many tokens outside the context."""
+        """True at what the encoder must not see: every token outside the context, whether it is a target or not."""
         return ~self.context.members(tokens)
 
     def asked(self, tokens: int) -> Bool[Tensor, "batch {tokens}"]:
@@ -243,12 +229,12 @@ class Split:
 
 
 def _slots(order: Int[Tensor, "batch tokens"], start: Int[Tensor, "batch"], lengths: Int[Tensor, "batch"]) -> Indices:
-    """The set that stands in each sample's `order` from `start` on. Costs one host sync for the longest."""
+    """The `lengths` entries of each sample's `order` from `start` on. Costs one host sync for the longest."""
     slot = torch.arange(int(lengths.max()), device=order.device)
     # Padding repeats a set's last member: what it gathers is never of the other kind (NaN would pass attention).
-    place = start[:, None] + torch.minimum(slot, lengths[:, None] - 1).clamp(min=0)
-    place = place.clamp(max=order.shape[1] - 1)
-    return Indices(order.gather(1, place), slot < lengths[:, None])
+    rank = start[:, None] + torch.minimum(slot, lengths[:, None] - 1).clamp(min=0)
+    rank = rank.clamp(max=order.shape[1] - 1)
+    return Indices(order.gather(1, rank), slot < lengths[:, None])
 
 
 def _spatial_order(
@@ -258,15 +244,15 @@ def _spatial_order(
     position = torch.arange(hidden.shape[1], device=hidden.device).expand_as(hidden)
     kinds = [hidden] if valid is None else [hidden, ~valid]
     # Before a visible token come the visible ones to its left; before a hidden one all visible and the hidden ones ...
-    place = position
+    rank = position
     for kind in kinds:
-        place = place - kind.cumsum(1)
-    start = place[:, -1:] + 1
+        rank = rank - kind.cumsum(1)
+    start = rank[:, -1:] + 1
     for kind in kinds:
-        rank = kind.cumsum(1)
-        place = torch.where(kind, start + rank - 1, place)
-        start = start + rank[:, -1:]
-    return torch.empty_like(place).scatter_(1, place, position)
+        count = kind.cumsum(1)
+        rank = torch.where(kind, start + count - 1, rank)
+        start = start + count[:, -1:]
+    return torch.empty_like(rank).scatter_(1, rank, position)
 
 
 def check_count(num_visible: int, tokens: int) -> None:

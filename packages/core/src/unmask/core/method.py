@@ -5,12 +5,12 @@ A trained method is an ``nn.Module`` with
 * ``draw(batch, clock, key) -> Plan``: every random or scheduled choice (masks, times, noise, gates);
 * ``forward(batch, plan) -> Output``: the loss terms, a pure function of both apart from dropout;
 * ``encode(batch) -> Features``: what transfers. Never masks, in any mode, and keeps spatial order;
-* ``predict(batch, plan) -> Tensor``: what the method answers for the hidden tokens; `forward` scores it, and
-  `check_method` holds it against leaks;
+* ``predict(batch, plan) -> Tensor``: the predictions for the hidden tokens; `forward` scores them, and `check_method`
+  tests them for leaks;
 * ``picture(batch, plan) -> dict``: named images for the report.
 
-`draw` and `forward` run under the same autocast, `draw` without gradients: a teacher asked in `draw` computes in the
-student's type. What a draw needs in full precision it computes under ``torch.autocast(device, enabled=False)``.
+`draw` and `forward` run under the same autocast, `draw` without gradients: a teacher that runs in `draw` computes in
+the student's type. What a draw needs in full precision it computes under ``torch.autocast(device, enabled=False)``.
 
 Optional:
 
@@ -25,12 +25,12 @@ Optional:
 The network that transfers is the attribute ``encoder``, or what ``encoder_of() -> nn.Module`` gives where it is another
 or several (an ``nn.ModuleDict``). `encode` runs it and nothing else that has weights.
 
-What `check_method` needs to know, where it is not what it takes for granted:
+What `check_method` needs to know, where it differs from the defaults:
 
-* ``target(batch, plan)``: what is asked at hidden tokens, which `forward` takes from there. A loss is then checked with
-  its target held fixed; offer it wherever the target is more than a look at the input.
-* ``loss_on``: where the loss is taken, one word, or a dict of words by term: "hidden" (the default), "visible", "all",
-  or "features" for a regulariser that answers for no token and may see hidden input.
+* ``target(batch, plan)``: the targets at hidden tokens, which `forward` takes from there. A loss is then checked with
+  its target held fixed; define it wherever the target is more than a copy of the input.
+* ``loss_on``: the tokens that the loss is taken on, one word, or a dict of words by term: "hidden" (the default),
+  "visible", "all", or "features" for a regulariser that scores no token and may see hidden input.
 * ``norms_over_all() -> set``: names of BatchNorms, GroupNorms and InstanceNorms whose statistics include hidden input,
   as published. Leaks are then looked for with these norms cut out: nothing hidden may go any other way.
 * ``students() -> dict``: from the path of an EMA teacher to the module it follows, where the method has no module, or
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a run is. Schedules depend on this and on nothing else.
+    """How far a run has come. Schedules depend on this and on nothing else.
 
     Training draws at steps 0 to ``total_steps - 1``. Validation draws at the end of the run (`step` is `total_steps`,
     `epoch` is `total_epochs`), however early it comes: its masks never move, and a curriculum is judged by what it
@@ -141,7 +141,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder gives: tokens in spatial order, without class or register tokens.
+    """The output of an encoder: tokens in spatial order, without class or register tokens.
 
     Args:
         tokens: one vector per token, row-major over `grid`.
@@ -165,13 +165,13 @@ class Features:
 
 
 class Batch(Protocol):
-    """What every batch has: a frozen dataclass of tensors with the samples' ids (see `unmask.core.randomness`)."""
+    """A frozen dataclass of tensors, with the samples' ids (see `unmask.core.randomness`)."""
 
     ids: Tensor
 
 
 class Method(Protocol):
-    """The faces of a trained method; see the module's docstring."""
+    """The functions of a trained method; see the module's docstring."""
 
     def draw(self, batch: Any, clock: Clock, key: Key) -> Any: ...
     def __call__(self, batch: Any, plan: Any) -> Output: ...

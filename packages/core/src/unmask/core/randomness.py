@@ -1,7 +1,8 @@
 """Counter-based random draws, keyed by sample.
 
 A draw depends on ``(seed, stream, sample id, visit)`` and on nothing else: not on the batch a sample happens to be
-in, the worker that loads it, the rank that trains on it, or whether the run was resumed. The generator is SplitMix64
+in, the worker that loads it, the rank that trains on it, or whether the run was resumed. `visit` counts how often a
+sample was drawn before: in training it is the epoch. The generator is SplitMix64
 (Steele, Lea and Flood, OOPSLA 2014, doi 10.1145/2660193.2660195) written in 64-bit integer tensor operations, so
 bits and uniforms are equal on every device. `Key` draws for a batch; `SampleKey` draws the same numbers for one
 sample in plain Python, which is what a data worker wants. `Key.shared` is the one exception to "per sample": draws that
@@ -62,7 +63,7 @@ def _fold(state: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Key:
-    """Where the random draws of a batch come from: one 64-bit state per sample. Make a key with `Key.of`.
+    """The source of a batch's random draws: one 64-bit state per sample. Make a key with `Key.of`.
 
     Args:
         state: one counter state per sample.
@@ -89,7 +90,7 @@ class Key:
         return Key(state, None if self.root is None else _fold_word(self.root, value))
 
     def shared(self, step: int) -> Key:
-        """A key of one row for what a whole step shares, as the block sizes of a batch: broadcast its draws.
+        """A key of one row for draws that a whole step shares, such as a batch's block sizes: broadcast them.
 
         It follows the seed, the streams and `step` (``clock.step``) and nothing else, so all ranks and micro-batches of
         a step draw the same, whatever samples they hold. Validation has one clock, and so draws the same in all its

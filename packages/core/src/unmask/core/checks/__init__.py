@@ -10,10 +10,10 @@
 
     check_method(my_method, batch, corrupt)
 
-`TRAINED` is for whatever has a loss, `MASKED` for methods whose plan holds a `Mask` or a `Split`, `ENCODER` for those
-that have `encode`. Plain functions have their own: `check_generator` (`GENERATOR`) and `check_explainer` (`EXPLAINER`).
-`assert_reaches` tests a stop-gradient. Domains bring the `corrupt` of their inputs (``unmask.vision.checks``). Run them
-at a tiny size: they take seconds.
+`TRAINED` is for methods with a loss, `MASKED` for those whose plan holds a `Mask` or a `Split`, `ENCODER` for those
+with `encode`. Plain functions have their own: `check_generator` (`GENERATOR`) and `check_explainer` (`EXPLAINER`).
+`assert_reaches` tests a stop-gradient. Domains define the `corrupt` of their inputs in their ``checks`` module. Run the
+suites at a tiny size: they take seconds.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ def check_method(
     seed: int = 0,
     skip: Collection[str] = (),
 ) -> None:
-    """Hold a method to what `unmask.core.method` promises of methods. The method itself is not changed.
+    """Check a method against the contract in `unmask.core.method`. The method itself is not changed.
 
     Args:
         method: the method, on any device.
         batch: at least three samples with different ids, on the same device. Tensors have a row per sample; a ragged
-            batch, and the plans drawn for it, have ``take(rows)`` instead. Nothing but ``ids`` is assumed.
+            batch, and the plans drawn for it, have ``take(rows)`` instead. Nothing but ``ids`` is required.
         corrupt: ``corrupt(batch, plan, value)`` gives the batch with `value` (NaN included) at every input value that
             belongs to a token that `hidden_tokens` says `plan` hides. Where the input is integers, `value` is 1, 2 or
             3: three ids to put there. Needed where the plan hides tokens.
-        kind: the kind on the method's card. It and what the plan holds say which suites run, see `suite_of`.
-        clock: when the draws are made; None is the middle of a run.
+        kind: the kind on the method's card. It decides, with the contents of the plan, which suites run: `suite_of`.
+        clock: the time of the draws; None is the middle of a run.
         seed: of the draws.
         skip: names of checks that are left out, for example "compiles" where time is short.
 
@@ -116,12 +116,12 @@ def check_method(
 
 
 def suite_of(method: Any, plan: Any, kind: str) -> tuple[Check, ...]:
-    """The checks for a method of this kind whose plans look like this one.
+    """The checks for a method of this kind with such plans.
 
-    All that are trained get `TRAINED`. `MASKED` is added where the plan holds a mask or a split, and `ENCODER` where
-    such a method encodes; a pre-training method gets both whatever it holds, and fails without a mask, `predict` or
-    `encode`. Other kinds may hide tokens without `predict`: their loss is then looked at alone. A trained generator's
-    own `generate(count, seed)` is held to `GENERATOR`.
+    All trained methods get `TRAINED`. `MASKED` is added where the plan holds a mask or a split, and `ENCODER` where
+    such a method encodes; a pre-training method gets both in any case, and fails without a mask, `predict` or `encode`.
+    Other kinds may hide tokens without `predict`: only their loss is then checked for leaks. A trained generator's own
+    `generate(count, seed)` is checked with `GENERATOR`.
     """
     if kind not in KINDS or kind == "explain":
         raise ValueError(
@@ -130,8 +130,8 @@ def suite_of(method: Any, plan: Any, kind: str) -> tuple[Check, ...]:
         )
     masked, checks = mask_of(plan) is not None, TRAINED
     if masked:
-        answers = kind == "pretrain" or hasattr(method, "predict")
-        checks += tuple(check for check in MASKED if answers or check is not leaks.hidden_input_does_not_leak)
+        predicts = kind == "pretrain" or hasattr(method, "predict")
+        checks += tuple(check for check in MASKED if predicts or check is not leaks.hidden_input_does_not_leak)
     elif kind == "pretrain":
         checks += (drawing.masks_are_consistent,)
     if kind == "pretrain" or (masked and hasattr(method, "encode")):

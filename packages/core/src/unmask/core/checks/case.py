@@ -1,4 +1,4 @@
-"""One method on trial, and what the checks do to it."""
+"""A method under test, and the operations that the checks run on it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 @dataclass(frozen=True)
 class Case:
-    """One method on trial: a private copy of it, a batch, and how to overwrite hidden input.
+    """A method under test: a private copy of it, a batch, and how to overwrite hidden input.
 
-    `original` is the method that was given: only to be looked at. A copy does not show which storage is shared.
+    `original` is the method that was given, to be read only: a copy does not show which storage is shared.
     """
 
     original: Any
@@ -47,9 +47,9 @@ class Case:
         return replace(self, method=copy.deepcopy(self.method))
 
     def sealed(self) -> Case:
-        """The same case without the normalisations that may see hidden input, as the method's `norms_over_all` says.
+        """The same case without the normalisations that may see hidden input: the method's `norms_over_all`.
 
-        With them cut out, nothing hidden may get through: so they are the only way, if there is one.
+        Without them nothing hidden may get through, which shows that there is no other path.
         """
         case = self.fresh()
         for name in sorted(case.method.norms_over_all()) if hasattr(case.method, "norms_over_all") else ():
@@ -71,9 +71,9 @@ class Case:
         return {name: one[name] != two[name] for name in one}
 
     def values(self, plan: Any) -> tuple[float, ...]:
-        """What hidden input is overwritten with: numbers large and small and NaN, or ids where the input is ids."""
-        entries, found = self.hidden_entries(plan), tensors(self.batch)
-        real = any(where.any() and found[name].is_floating_point() for name, where in entries.items())
+        """The values to overwrite hidden input with: large and small numbers and NaN, or ids where the input is ids."""
+        entries, inputs = self.hidden_entries(plan), tensors(self.batch)
+        real = any(where.any() and inputs[name].is_floating_point() for name, where in entries.items())
         return (3.0, -1e4, float("nan")) if real else (1.0, 2.0, 3.0)
 
     @torch.no_grad()
@@ -86,31 +86,31 @@ class Case:
 
     @torch.no_grad()
     def totals(self, batch: Any, plan: Any) -> dict[str, Tensor]:
-        """The terms that answer for tokens, with the same dropout each time; regularisers of features left out."""
+        """The terms that score tokens, with the same dropout each time; regularisers of features left out."""
         torch.manual_seed(0)
         output = self.method(batch, plan)
-        places = loss_places(self.method, output)
-        return {name: term.total for name, term in output.terms.items() if places[name] != "features"}
+        regions = loss_regions(self.method, output)
+        return {name: term.total for name, term in output.terms.items() if regions[name] != "features"}
 
 
-def loss_places(method: Any, output: Output) -> dict[str, str]:
-    """Where each term of the loss is taken, by the method's `loss_on`; "hidden" where it does not say."""
-    said = getattr(method, "loss_on", "hidden")
-    places = dict.fromkeys(output.terms, said) if isinstance(said, str) else {**dict.fromkeys(output.terms, "hidden")}
-    if not isinstance(said, str):
-        unknown = set(said) - set(output.terms)
+def loss_regions(method: Any, output: Output) -> dict[str, str]:
+    """The tokens that each term of the loss is taken on, by the method's `loss_on`; "hidden" where it has none."""
+    declared = getattr(method, "loss_on", "hidden")
+    regions = dict.fromkeys(output.terms, declared if isinstance(declared, str) else "hidden")
+    if not isinstance(declared, str):
+        unknown = set(declared) - set(output.terms)
         assert not unknown, f"loss_on names {', '.join(sorted(unknown))}; the terms are {', '.join(output.terms)}"
-        places |= said
-    wrong = set(places.values()) - {"hidden", "visible", "all", "features"}
+        regions |= declared
+    wrong = set(regions.values()) - {"hidden", "visible", "all", "features"}
     assert not wrong, f"loss_on says {', '.join(map(repr, sorted(wrong)))}; expected hidden, visible, all or features"
-    return places
+    return regions
 
 
 @contextmanager
 def target_held(method: Any, plan: Any, target: Any) -> Iterator[None]:
-    """`target` answers with this for plans with this mask, whatever the batch; for others it answers as always."""
+    """While the block runs, the method's `target` returns `target` for plans with this mask, whatever the batch."""
     own, mask = method.target, mask_of(plan)
-    method.target = lambda batch, asked: target if same(mask_of(asked), mask) else own(batch, asked)
+    method.target = lambda batch, other: target if same(mask_of(other), mask) else own(batch, other)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What is held of `draw`: it depends on the key and the sample alone, in every mode, and its masks add up."""
+"""Checks of `draw`: it depends on the key and the sample alone, in every mode, and its masks are consistent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unmask.core.checks.case import Case, changed, snapshot
-from unmask.core.checks.plans import differing, mask_of, members, same, take, tensors
+from unmask.core.checks.plans import differing, mask_of, same, take, tensors
 from unmask.core.mask import Mask, Split
 
 
@@ -29,7 +29,7 @@ def draw_depends_on_key_alone(case: Case) -> None:
         assert moved == _generators(), f"draw consumed a global generator ({mode} mode); draw from `key`"
         assert same(plan, again), (
             f"two draws with the same key differ ({mode} mode); everything random comes from `key`, and networks that "
-            "draw asks are in eval mode"
+            "draw runs are in eval mode"
         )
         assert not changed(before, case.method), f"draw changed {', '.join(changed(before, case.method))} ({mode} mode)"
     graph = [name for name, t in tensors(plan).items() if t.requires_grad]
@@ -39,18 +39,18 @@ def draw_depends_on_key_alone(case: Case) -> None:
 
 
 def _generators() -> list[Any]:
-    """The states of torch's and numpy's global generators (Python's moves under type checks that look at a sample)."""
+    """The states of torch's and numpy's global generators (type checks that sample values move Python's)."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     kind, numbers, *rest = np.random.get_state()
     return [[t.tolist() for t in (torch.get_rng_state(), *cuda)], kind, np.asarray(numbers).tolist(), rest]
 
 
 def draw_ignores_the_rest_of_the_batch(case: Case) -> None:
-    """A sample gets the same plan alone, in the batch, and in the batch turned round."""
+    """A sample gets the same plan alone, in the batch, and in the reversed batch."""
     whole, n = case.draw(), len(case.batch.ids)
     backwards = range(n - 1, -1, -1)
     if name := differing(whole, backwards, case.draw(take(case.batch, backwards)), n):
-        raise AssertionError(f"{name} depends on a sample's place in the batch")
+        raise AssertionError(f"{name} depends on a sample's position in the batch")
     for i in range(n):
         if name := differing(whole, [i], case.draw(take(case.batch, [i])), n):
             raise AssertionError(f"{name} of sample {i} differs when it is drawn alone")
@@ -67,8 +67,8 @@ def masks_are_consistent(case: Case) -> None:
 
 
 def _check_mask(mask: Mask) -> None:
-    places = torch.arange(mask.hidden.shape[1], device=mask.hidden.device).expand_as(mask.order)
-    assert torch.equal(mask.order.sort(1).values, places), "order is not a permutation of the tokens"
+    positions = torch.arange(mask.hidden.shape[1], device=mask.hidden.device).expand_as(mask.order)
+    assert torch.equal(mask.order.sort(1).values, positions), "order is not a permutation of the tokens"
     assert mask.hidden.any() and mask.visible.any(), "the mask hides everything or nothing"
     for name, flags, indices in (
         ("visible", mask.visible, mask.visible_indices),
@@ -89,7 +89,7 @@ def _check_split(split: Split) -> None:
     flags = {}
     for name, indices in sets.items():
         assert indices.index.numel() and indices.lengths.min() > 0, f"the {name} of a sample is empty"
-        flags[name] = members(indices, tokens)
+        flags[name] = indices.members(tokens)
         assert torch.equal(flags[name].sum(1), indices.lengths), f"the {name} names a token twice"
     overlap = [name for name in flags if name != "context" and (flags[name] & flags["context"]).any()]
-    assert not overlap, f"{', '.join(overlap)} overlaps the context: what is asked would be seen"
+    assert not overlap, f"{', '.join(overlap)} overlaps the context: the encoder would see the target"

@@ -1,4 +1,4 @@
-"""What is held of `encode`: it gives every token in its place, in every mode, with the network that transfers."""
+"""Checks of `encode`: it gives every token in spatial order, in every mode, with the network that transfers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unmask.core.method import Features, Plan, encoder_of
 def encode_never_masks(case: Case) -> None:
     """`encode` gives every token, the same in eval and train mode (dropout apart), and the same for a sample alone.
 
-    What is dropout and what hides tokens is told by what it does (`unmask.core.checks.quiet`).
+    Dropout is told from masking by its effect, not by its name (`unmask.core.checks.quiet`).
     """
     features = case.method.encode(case.batch)
     tokens = features.tokens
@@ -67,10 +67,10 @@ def encode_runs_the_encoder(case: Case) -> None:
 
 @torch.no_grad()
 def encode_keeps_spatial_order(case: Case) -> None:
-    """Overwriting the input of one token changes the features most at that token: all are seen, and in their places.
+    """Overwriting the input of one token changes the features most at that token, so that none is missing or moved.
 
-    A network may pass more on to a neighbour than it keeps; then the two must still fit better where they are than
-    changed round.
+    A network may pass on more to a neighbour than it keeps; then the two must still fit better where they are than
+    swapped.
     """
     first = take(case.batch, [0])
     grid = case.method.encode(first).grid
@@ -86,7 +86,7 @@ def encode_keeps_spatial_order(case: Case) -> None:
     most = dict(zip(picked, changes.argmax(1).tolist(), strict=True))
     elsewhere = [token for token in picked if most[token] != home[token]]
     wrong = [token for token in elsewhere if not _fits(case, first, token, most[token], home, count)]
-    assert not wrong, f"changing the input of token(s) {wrong} does not change the features most at those places"
+    assert not wrong, f"changing the input of token(s) {wrong} does not change the features most at those positions"
 
 
 def _changes(case: Case, first: Any, tokens: list[int], count: int) -> Tensor:
@@ -99,20 +99,20 @@ def _changes(case: Case, first: Any, tokens: list[int], count: int) -> Tensor:
     return (case.method.encode(other).tokens - before.tokens).norm(dim=2)
 
 
-def _fits(case: Case, first: Any, token: int, place: int, home: dict[int, int], count: int) -> bool:
-    """Whether a token and one that lives where it changes most explain more as they are than changed round."""
-    rival = next((other for other, at in home.items() if at == place), None)
+def _fits(case: Case, first: Any, token: int, feature: int, home: dict[int, int], count: int) -> bool:
+    """Whether a token and the one that belongs to the `feature` it changes most fit better as they are than swapped."""
+    rival = next((other for other, at in home.items() if at == feature), None)
     if rival is None:
         return False
-    both = _changes(case, first, [token, rival], count)[:, [home[token], place]]
+    both = _changes(case, first, [token, rival], count)[:, [home[token], feature]]
     return bool(both.trace() > both.flip(1).trace())
 
 
 def _feature_of(token: int, tokens: int, grid: tuple[int, ...]) -> int:
     """The feature that stands for a token, where an encoder's grid is coarser than the mask's by a whole factor."""
     factor = round((tokens / math.prod(grid)) ** (1 / len(grid)))
-    place = 0
+    index = 0
     for axis, n in enumerate(grid):
         below = math.prod(grid[axis + 1 :]) * factor ** (len(grid) - axis - 1)
-        place = place * n + token // below % (n * factor) // factor
-    return place
+        index = index * n + token // below % (n * factor) // factor
+    return index

@@ -1,4 +1,4 @@
-"""What is held of explainers: plain functions on somebody's network, which they leave as they found it."""
+"""Checks of explainers: plain functions on a given network, which they leave unchanged."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Explain = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Explanation:
-    """An explainer on trial.
+    """An explainer under test.
 
     Args:
         explain: ``explain(network, inputs)`` gives one map per input.
-        network: what is explained.
+        network: the network to explain.
         inputs: [batch, channels, *space], at least two and different.
     """
 
@@ -31,7 +31,7 @@ class Explanation:
 
 
 def check_explainer(explain: Explain, network: nn.Module, inputs: Tensor) -> None:
-    """Hold an explainer to what `unmask explain` relies on. See `Explanation` for the arguments.
+    """Check an explainer for what `unmask explain` relies on. See `Explanation` for the arguments.
 
     Raises:
         AssertionError: lists every check that failed, and how.
@@ -42,14 +42,14 @@ def check_explainer(explain: Explain, network: nn.Module, inputs: Tensor) -> Non
 
 
 def maps_have_the_inputs_shape(case: Explanation) -> None:
-    """One finite number per place of every input: [batch, *space], without gradient."""
+    """One finite number per position of every input: [batch, *space], without gradient."""
     maps, expected = case.explain(case.network, case.inputs), (len(case.inputs), *case.inputs.shape[2:])
     assert tuple(maps.shape) == expected, f"maps are {tuple(maps.shape)}, not {expected}"
     assert maps.isfinite().all() and not maps.requires_grad, "a map is not finite or has a gradient"
 
 
 def maps_are_the_same_twice(case: Explanation) -> None:
-    """The same input gives the same map, whatever torch's generator holds; other inputs give others."""
+    """The same input gives the same map, whatever the state of torch's generator; other inputs give other maps."""
     maps = case.explain(case.network, case.inputs)
     torch.manual_seed(5)
     assert torch.equal(maps, case.explain(case.network, case.inputs)), "two calls give different maps"
@@ -57,7 +57,7 @@ def maps_are_the_same_twice(case: Explanation) -> None:
 
 
 def maps_depend_on_the_network(case: Explanation) -> None:
-    """With other weights the maps are others (sanity checks, arXiv 1810.03292): it is the network that is explained."""
+    """With other weights the maps change (sanity checks, arXiv 1810.03292): it is the network that is explained."""
     maps = case.explain(case.network, case.inputs)
     with torch.no_grad():
         for parameter in case.network.parameters():
@@ -67,7 +67,7 @@ def maps_depend_on_the_network(case: Explanation) -> None:
 
 
 def explaining_leaves_the_network_alone(case: Explanation) -> None:
-    """Weights, buffers, gradients, hooks and modes are what they were."""
+    """Weights, buffers, gradients, hooks and modes do not change."""
     _assert_left_alone(case.network, lambda: case.explain(case.network, case.inputs), "explain")
 
 

@@ -1,4 +1,4 @@
-"""What is held of generators: samples follow the seed, come in the number asked for, and leave the network alone."""
+"""Checks of generators: samples follow the seed, have the requested number, and leave the network unchanged."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Generate = Callable[[int, int], Any]
 
 @dataclass(frozen=True)
 class Generation:
-    """A generator on trial.
+    """A generator under test.
 
     Args:
         generate: ``generate(count, seed)`` gives tensors with a row per sample.
-        network: what it samples from.
+        network: the network it samples from.
         shape: of one sample, where that is fixed.
     """
 
@@ -33,7 +33,7 @@ class Generation:
 
 
 def check_generator(generate: Generate, network: nn.Module, shape: tuple[int, ...] | None = None) -> None:
-    """Hold a generator to what `unmask generate` relies on. See `Generation` for the arguments.
+    """Check a generator for what `unmask generate` relies on. See `Generation` for the arguments.
 
     Raises:
         AssertionError: lists every check that failed, and how.
@@ -42,7 +42,7 @@ def check_generator(generate: Generate, network: nn.Module, shape: tuple[int, ..
 
 
 def samples_follow_the_seed(case: Generation) -> None:
-    """The same seed gives the same samples, whatever torch's generator holds; another seed gives others."""
+    """The same seed gives the same samples, whatever the state of torch's generator; another seed gives others."""
     samples = case.generate(3, 1)
     torch.manual_seed(5)
     assert same(samples, case.generate(3, 1)), "two calls with the same seed give different samples"
@@ -52,19 +52,19 @@ def samples_follow_the_seed(case: Generation) -> None:
 
 
 def samples_are_well_formed(case: Generation) -> None:
-    """As many finite samples as asked for, of the shape that is expected, without gradient."""
+    """The requested number of finite samples, of the expected shape, without gradient."""
     for count in (1, 3):
-        found = tensors(case.generate(count, 1))
-        assert found, "generate gives no tensor"
-        for name, tensor in found.items():
+        samples = tensors(case.generate(count, 1))
+        assert samples, "generate gives no tensor"
+        for name, tensor in samples.items():
             assert tensor.dim() and len(tensor) == count, f"{name}: {tuple(tensor.shape)} is no row for each of {count}"
             assert tensor.isfinite().all() and not tensor.requires_grad, f"{name} is not finite or has a gradient"
-        first = next(iter(found.values()))
+        first = next(iter(samples.values()))
         assert case.shape in (None, tuple(first.shape[1:])), f"samples are {tuple(first.shape[1:])}, not {case.shape}"
 
 
 def generating_leaves_the_network_alone(case: Generation) -> None:
-    """Weights, buffers, hooks and modes are what they were."""
+    """Weights, buffers, hooks and modes do not change."""
     _assert_left_alone(case.network, lambda: case.generate(2, 1), "generate")
 
 

@@ -1,4 +1,4 @@
-"""What is held of methods that hide tokens: nothing hidden reaches an answer, by whatever way."""
+"""Checks of methods that hide tokens: hidden input reaches no prediction, by any path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.core.checks.case import Case, loss_places, target_held
+from unmask.core.checks.case import Case, loss_regions, target_held
 from unmask.core.checks.plans import inverse, mask_of, same, tensors
 from unmask.core.checks.trace import trains_on_difference
 from unmask.core.mask import Mask
@@ -33,7 +33,7 @@ def hidden_input_does_not_leak_in_forward(case: Case) -> None:
     """The loss does not change with hidden input while its target is held fixed, in eval and in train mode.
 
     The target is what `target` gives. Where a method has none, every operation of two forward passes is compared
-    instead: what depends on hidden input may meet the answer, but not a trainable weight before it.
+    instead: what depends on hidden input may be compared with a prediction, but may not pass a trainable weight.
     """
     case, plan = case.sealed(), case.draw()
     for mode in ("eval", "train"):
@@ -46,7 +46,7 @@ def _assert_forward_is_clean(case: Case, plan: Any, batch: Any, other: Any, what
     if not hasattr(case.method, "target"):
         assert not trains_on_difference(case, (case.batch, plan), (batch, other)), (
             f"when hidden input becomes {what}, so does what a trainable weight works on, and the loss with it; if "
-            "that is where answer and target are compared, offer `target(batch, plan)`, which is then held fixed"
+            "that is where prediction and target are compared, offer `target(batch, plan)`, which is then held fixed"
         )
         return
     torch.manual_seed(0)
@@ -62,11 +62,11 @@ def _assert_forward_is_clean(case: Case, plan: Any, batch: Any, other: Any, what
 
 
 def hidden_input_does_not_leak_through_the_plan(case: Case) -> None:
-    """A plan drawn from other hidden input gives the same answer and, its target held fixed, the same loss.
+    """A plan drawn from other hidden input gives the same prediction and, its target held fixed, the same loss.
 
-    Plans may depend on hidden input: scores may choose the mask, and targets and structure may wait in the plan. So
-    only draws that come out with the same mask are compared. They are found with other values at all hidden tokens, at
-    one, and with small changes. What draw leaves in the method counts as part of its plan.
+    Plans may depend on hidden input: scores may choose the mask, and the plan may hold targets and structure. So only
+    draws with the same mask are compared: draws after large changes at all hidden tokens or at one, and after small
+    changes. What draw stores in the method counts as part of its plan.
     """
     case = case.sealed()
     plan, predicts = case.draw(), hasattr(case.method, "predict")
@@ -75,7 +75,7 @@ def hidden_input_does_not_leak_through_the_plan(case: Case) -> None:
         other = case.draw(batch)
         if same(mask_of(plan), mask_of(other)) and (i == 0 or not same(plan, other)):
             assert not predicts or same(expected, case.answer(case.batch, other)), (
-                "with the same mask, predict changes with what draw worked out from hidden input"
+                "with the same mask, predict changes with what draw computed from hidden input"
             )
             _assert_forward_is_clean(case, plan, case.batch, other, "something else for draw alone")
 
@@ -87,9 +87,9 @@ def _other_hidden_input(case: Case, plan: Any) -> Iterator[Any]:
     mask = mask_of(plan)
     if isinstance(mask, Mask):
         most = int(mask.hidden.sum(1).max())
-        for place in sorted({0, most // 2, most - 1}):
-            rank = (mask.hidden.long().cumsum(1) - 1).masked_fill(~mask.hidden, -1)
-            yield case.overwrite(Plan(Mask.from_hidden(rank == place, mask.valid)), 3.0)
+        rank = (mask.hidden.long().cumsum(1) - 1).masked_fill(~mask.hidden, -1)
+        for chosen in sorted({0, most // 2, most - 1}):
+            yield case.overwrite(Plan(Mask.from_hidden(rank == chosen, mask.valid)), 3.0)
     yield from (_blend(case.batch, whole, share) for share in (0.1, 1e-2, 1e-3))
 
 
@@ -109,8 +109,8 @@ def hidden_input_gets_no_gradient(case: Case) -> None:
     case, plan = case.sealed(), case.draw()
     batch = map_tensors(case.batch, lambda t: t.clone().requires_grad_() if t.is_floating_point() else t)
     output = case.method(batch, plan)
-    places = loss_places(case.method, output)
-    terms = {name: term for name, term in output.terms.items() if places[name] != "features"}
+    regions = loss_regions(case.method, output)
+    terms = {name: term for name, term in output.terms.items() if regions[name] != "features"}
     replace(output, terms=terms).loss.backward()
     reached, where = [], case.hidden_entries(plan)
     for name, tensor in tensors(batch).items():

@@ -1,4 +1,4 @@
-"""Looking into plans and batches: what is hidden, which tensors there are, what belongs to a sample."""
+"""Access to plans and batches: what is hidden, which tensors there are, what belongs to a sample."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class SplitPlan:
 
 
 def mask_of(plan: Any) -> Mask | Split | None:
-    """What says which tokens are hidden: ``plan.mask``, else the first `Mask` in the plan, else its first `Split`."""
-    found = list(_walk(plan))
+    """The plan's statement of what is hidden: ``plan.mask``, else its first `Mask`, else its first `Split`."""
+    parts = list(_walk(plan))
     own = getattr(plan, "mask", None)
-    fit: list[Mask | Split] = [value for value in (own, *found) if isinstance(value, Mask)]
-    fit += [value for value in found if isinstance(value, Split)]
+    fit: list[Mask | Split] = [value for value in (own, *parts) if isinstance(value, Mask)]
+    fit += [value for value in parts if isinstance(value, Split)]
     return fit[0] if fit else None
 
 
@@ -37,20 +37,13 @@ def hidden_tokens(plan: Any, tokens: int) -> Bool[Tensor, "batch tokens"]:
 
     Args:
         plan: with a `Mask` or a `Split`.
-        tokens: how many there are; a mask knows it, a split does not.
+        tokens: length of the token axis; a mask has it, a split does not.
     """
     where = mask_of(plan)
     if isinstance(where, Split):
-        return ~members(where.context, tokens)
+        return where.hidden(tokens)
     assert where is not None, f"{type(plan).__name__} holds no Mask and no Split"
     return where.hidden
-
-
-def members(indices: Indices, tokens: int) -> Bool[Tensor, "batch tokens"]:
-    """The tokens of an index set as flags."""
-    index = indices.index if indices.valid is None else indices.index.masked_fill(~indices.valid, tokens)
-    flags = torch.zeros(len(index), tokens + 1, dtype=torch.bool, device=index.device)
-    return flags.scatter_(1, index, True)[:, :tokens]
 
 
 def inverse(plan: Any) -> Plan | SplitPlan:
@@ -82,14 +75,14 @@ def _walk(value: Any) -> Iterator[Any]:
 
 def tensors(value: Any) -> dict[str, Tensor]:
     """Every tensor in a nested value, numbered in the order of its fields."""
-    found: list[Tensor] = []
+    collected: list[Tensor] = []
 
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
+    def collect(tensor: Tensor) -> Tensor:
+        collected.append(tensor)
         return tensor
 
-    map_tensors(value, note)
-    return {f"{type(value).__name__} tensor {i} {tuple(t.shape)[1:]}": t for i, t in enumerate(found)}
+    map_tensors(value, collect)
+    return {f"{type(value).__name__} tensor {i} {tuple(t.shape)[1:]}": t for i, t in enumerate(collected)}
 
 
 def same(a: Any, b: Any) -> bool:
@@ -99,7 +92,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def take(value: Any, rows: Sequence[int]) -> Any:
-    """A batch or plan of these samples only; ragged ones know how themselves."""
+    """A batch or plan of these samples only; ragged ones have their own `take`."""
     if hasattr(value, "take"):
         return value.take(rows)
     return map_tensors(value, lambda t: t[torch.as_tensor(rows, device=t.device)])
@@ -136,8 +129,8 @@ def _leaves(value: Any, path: str = "") -> dict[str, Leaf]:
         parts = {f.name: getattr(value, f.name) for f in fields(value)}
     elif isinstance(value, Mapping | tuple | list):
         parts = dict(value) if isinstance(value, Mapping) else dict(enumerate(value))
-    found = (_leaves(part, f"{path}.{name}" if path else str(name)) for name, part in parts.items())
-    return {name: leaf for part in found for name, leaf in part.items()}
+    below = (_leaves(part, f"{path}.{name}" if path else str(name)) for name, part in parts.items())
+    return {name: leaf for leaves in below for name, leaf in leaves.items()}
 
 
 def _row(leaf: Leaf, i: int, tokens: int) -> Tensor:
@@ -150,6 +143,6 @@ def _row(leaf: Leaf, i: int, tokens: int) -> Tensor:
 
 
 def _width(plan: Any) -> int:
-    """Tokens per sample, which packed positions count in; 1 where the plan does not say."""
+    """Tokens per sample, which packed positions are offset by; 1 where the plan has no mask."""
     where = mask_of(plan)
     return where.hidden.shape[1] if isinstance(where, Mask) else 1

@@ -1,8 +1,8 @@
-"""Train mode without the noise that training is allowed, so that whatever else differs from eval mode shows.
+"""Train mode without the noise that training may add, so that any other difference from eval mode shows.
 
-Allowed is what regularises without hiding a token: dropout of values and channels, batch statistics, and gates that
-drop a whole branch of a sample or a batch (stochastic depth, layer drop). Gates are told by what they do, not by their
-name: of every sample they give what they give in eval mode times a factor, or one of their inputs.
+Such noise regularises without hiding a token: dropout of values and channels, batch statistics, and gates that drop a
+whole branch of a sample or a batch (stochastic depth, layer drop). Gates are recognised by their effect, not by their
+name: for every sample their output is that of eval mode times a factor, or one of their inputs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def quiet(method: nn.Module, tokens: int | None = None) -> Iterator[None]:
 
     Args:
         method: left in eval mode.
-        tokens: how many tokens a sample has, where that is known: what drops as many "channels" is not silenced.
+        tokens: tokens of a sample, where that is known: dropout over as many "channels" is not switched off.
     """
     method.train()
     for module in method.modules():
@@ -63,7 +63,7 @@ def quiet(method: nn.Module, tokens: int | None = None) -> Iterator[None]:
 
 @torch.no_grad()
 def _open_gate(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    """What a gate gives in eval mode, in the place of what it gave; None, which changes nothing, for other modules."""
+    """Replace a gate's output by that of eval mode; None, which changes nothing, for other modules."""
     module.eval()
     still = module.forward(*args, **kwargs)
     module.train()

@@ -1,4 +1,4 @@
-"""Which weights a loss term trains: the test of a stop-gradient."""
+"""The test of a stop-gradient: which weights a loss term trains."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Reached = Tensor | nn.Module
 
 
 def assert_reaches(term: Term | Tensor, yes: Sequence[Reached] = (), no: Sequence[Reached] = ()) -> None:
-    """Hold a loss term to what it must, and must not, send a gradient to. Nothing is changed, ``.grad`` included.
+    """Check which tensors get a gradient from a loss term, and which do not. Nothing is changed, ``.grad`` included.
 
     Args:
-        term: a term of a method's output, or any tensor with a graph; it may be asked again.
+        term: a term of a method's output, or any tensor with a graph, which is kept.
         yes: tensors, parameters and modules (every parameter of them) that must get a gradient other than 0.
         no: those that must get none, or 0.
 
     Raises:
-        AssertionError: lists what is reached and must not be, and the other way round.
+        AssertionError: lists the tensors of `yes` without a gradient and those of `no` with one.
     """
     total = term.total if isinstance(term, Term) else term
     missing = [name for name, tensor in _named(yes) if not _reaches(total, tensor)]

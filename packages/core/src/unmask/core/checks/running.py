@@ -1,4 +1,4 @@
-"""Running a suite: every check on a case of its own, and all failures said at once."""
+"""Running a suite: every check on a case of its own, and all failures reported at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Check = Callable[[Any], None]
 
 
 def run_checks(checks: Sequence[Check], case: Callable[[], Any], who: str, skip: Collection[str] = ()) -> None:
-    """Run checks, each on what `case` makes for it.
+    """Run checks, each on a new case that `case` makes.
 
     Raises:
         AssertionError: lists every check that failed, and how.

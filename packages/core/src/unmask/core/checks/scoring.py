@@ -1,4 +1,4 @@
-"""What is held of `loss_on`: a loss that is said to be taken at hidden tokens does not look at visible ones."""
+"""Checks of `loss_on`: a loss declared to be on hidden tokens does not depend on the targets of visible ones."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.core.checks.case import Case, loss_places, target_held
+from unmask.core.checks.case import Case, loss_regions, target_held
 from unmask.core.checks.plans import inverse, mask_of, same, tensors
 from unmask.core.mask import Mask
 from unmask.core.method import map_tensors
 
 
 def loss_is_taken_where_it_says(case: Case) -> None:
-    """Terms on hidden tokens do not count, and do not change with, what is asked at visible tokens.
+    """Terms on hidden tokens do not count visible tokens, and do not change with their targets.
 
-    Where a term is taken is what the method's `loss_on` says ("hidden" where it says nothing). What is asked comes
-    from `target`, from tensors of the batch that are no input (labels), or from the input itself; for the last, the
-    network is made blind, so that input can reach the loss as target only.
+    Which tokens a term is on is what the method's `loss_on` declares ("hidden" by default). Targets come from `target`,
+    from tensors of the batch that are no input (labels), or from the input itself; for the last, the network is made
+    blind, so that input can reach the loss as target only.
     """
     plan = case.draw()
     with torch.no_grad():
         output = case.method(case.batch, plan)
-    places = loss_places(case.method, output)
-    hidden = [name for name, place in places.items() if place == "hidden"]
+    regions = loss_regions(case.method, output)
+    hidden = [name for name, region in regions.items() if region == "hidden"]
     if not hidden:
         return
     mask = mask_of(plan)
     if isinstance(mask, Mask):
-        if set(places.values()) <= {"hidden", "features"}:  # else a term may be divided by all that is answered
+        if set(regions.values()) <= {"hidden", "features"}:  # else a term may be divided by all predicted tokens
             _check_counts({name: float(output.terms[name].count) for name in hidden}, mask)
         _check_labels(case, plan, mask, hidden)
         _check_target(case, plan, mask, hidden)
@@ -42,9 +42,9 @@ def _check_counts(counts: dict[str, float], mask: Mask) -> None:
     """A count that is that of all, or of the visible tokens, and cannot be one of hidden tokens."""
     n_hidden, n_visible = int(mask.hidden.sum()), int(mask.visible.sum())
     for name, count in counts.items():
-        places = "all" if count == n_hidden + n_visible else "the visible" if count == n_visible else None
-        assert places is None or count % n_hidden == 0, (
-            f"term {name!r} counts {places} {count:g} tokens, and {n_hidden} are hidden; if that is meant, say so in "
+        which = "all" if count == n_hidden + n_visible else "the visible" if count == n_visible else None
+        assert which is None or count % n_hidden == 0, (
+            f"term {name!r} counts {which} {count:g} tokens, and {n_hidden} are hidden; if that is meant, say so in "
             "`loss_on`"
         )
 
@@ -60,7 +60,7 @@ def _check_labels(case: Case, plan: Any, mask: Mask, names: list[str]) -> None:
 
 
 def _rolled(tensor: Tensor, mask: Mask) -> Tensor:
-    """The next sample's entries at visible tokens; a negative label says that there is none, and stays."""
+    """The next sample's entries at visible tokens; negative labels, which mean "no label", stay."""
     where, other = mask.visible.reshape(*mask.visible.shape, *[1] * (tensor.dim() - 2)), tensor.roll(1, 0)
     if not tensor.is_floating_point():
         where = where & (tensor >= 0) & (other >= 0)
@@ -83,21 +83,21 @@ def _check_target(case: Case, plan: Any, mask: Mask, names: list[str]) -> None:
 
 
 def _check_blind(case: Case, plan: Any, names: list[str]) -> None:
-    """With a network whose answers do not depend on input, the loss does not depend on visible input."""
+    """With a network whose predictions do not depend on input, the loss does not depend on visible input."""
     case = case.fresh()
     with torch.no_grad():
         target = case.method.target(case.batch, plan) if hasattr(case.method, "target") else None
     _blind(case.method, None if target is None else lambda parameter: parameter.requires_grad)
     other = case.overwrite(inverse(plan), 3.0)
     if hasattr(case.method, "predict") and not same(case.answer(case.batch, plan), case.answer(other, plan)):
-        return  # input reaches the answer past all weights: nothing can be said
+        return  # input reaches the prediction past all weights: this check cannot decide
     with nullcontext() if target is None else target_held(case.method, plan, target):
         _assert_same_loss(case, case.batch, other, plan, names, "input")
 
 
 @torch.no_grad()
 def _blind(method: Any, chosen: Callable[[Tensor], bool] | None) -> None:
-    """Set every matrix to 0, so that answers are made of biases. A weight norm's direction stays: its gain is 0."""
+    """Set every matrix to 0, so that predictions depend on biases only. Of a weight norm, only the gain is set to 0."""
     for name, parameter in method.named_parameters():
         if (chosen is None or chosen(parameter)) and not name.endswith("parametrizations.weight.original1"):
             if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""What is held of teachers: they are what they say they are, and nothing else that is frozen changes.
+"""Checks of teachers: they behave as their `kind` declares, and no other frozen weight changes.
 
 A teacher is a submodule with ``kind`` ("frozen", "shared" or "ema") and ``module``, the network; an EMA has
 ``decay(clock) -> float`` too (`unmask.core.targets` has all three). The student of an EMA is the one trained module of
@@ -20,16 +20,16 @@ from unmask.core.targets.teachers import teachers
 
 
 def teachers_are_what_they_say(case: Case) -> None:
-    """A teacher is in eval mode whatever the method is in, has no gradient, and shares weights only if it says so."""
+    """A teacher is always in eval mode, gets no gradient, and shares weights only if its kind is "shared"."""
     method = case.method.train()
-    found = teachers(method)
-    copies = [path for path in _frozen_copies(method) if not any(path.startswith(f"{name}.") for name in found)]
+    declared = teachers(method)
+    copies = [path for path in _frozen_copies(method) if not any(path.startswith(f"{name}.") for name in declared)]
     assert not copies, (
         f"{', '.join(copies)} is a frozen copy of the encoder, and does not say whether it stays or follows: a teacher "
         'has `kind`, "frozen" or "ema" (`unmask.core.targets`)'
     )
     trainable = {p.untyped_storage().data_ptr() for p in case.original.parameters() if p.requires_grad}
-    for path, teacher in found.items():
+    for path, teacher in declared.items():
         weights = case.original.get_submodule(path).module.named_parameters()
         shared = [name for name, p in weights if p.untyped_storage().data_ptr() in trainable]
         if teacher.kind == "shared":
@@ -56,8 +56,8 @@ def after_step_moves_teachers_as_declared(case: Case) -> None:
     Buffers are averaged too, or copied. The student's weights are set far from the teacher's, at several times of the
     run, so that a decay near 1 shows.
     """
-    method, found = case.method, teachers(case.method)
-    averages = {path: teacher for path, teacher in found.items() if teacher.kind == "ema"}
+    method = case.method
+    averages = {path: teacher for path, teacher in teachers(method).items() if teacher.kind == "ema"}
     students = {path: student_of(method, path, teacher) for path, teacher in averages.items()}
     for path, student in students.items():
         _check_related(path, averages[path].module, student)

@@ -1,4 +1,4 @@
-"""Whether a trainable weight works on something that differs between two inputs, found by comparing every operation."""
+"""Comparing every operation of two forward passes: does anything that differs pass a trainable weight?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unmask.core.checks.case import Case, loss_places
+from unmask.core.checks.case import Case, loss_regions
 from unmask.core.checks.plans import tensors
 
 _Id = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
@@ -17,7 +17,7 @@ _Id = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation: what it took, what of it gradients go back to, what it gave, and the values of that."""
+    """One operation: its arguments, those of them that require gradients, its results, and their values."""
 
     taken: set[_Id]
     trained: set[_Id]
@@ -26,7 +26,7 @@ class _Step:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every operation. Tensors are kept, so that no two that it sees share an address."""
+    """Records every operation. Tensors are kept alive, so that no two of them share an address."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ def _id(tensor: Tensor) -> _Id:
 def trains_on_difference(case: Case, one: tuple[Any, Any], two: tuple[Any, Any]) -> bool:
     """Whether what differs between two pairs of batch and plan reaches the loss through a trainable weight.
 
-    Tainted is a result that differs and was worked out, with gradient, from a weight and something that differs, and
-    every result that differs and has something tainted in it. To embed all tokens before the hidden ones are replaced
-    is clean: after that nothing differs. So is the comparison of answer and target, which has no weight in it.
+    A result is tainted if it differs and was computed, with gradient, from a weight and something that differs, or from
+    something tainted. To embed all tokens before the hidden ones are replaced is clean: after that nothing differs. So
+    is the comparison of prediction and target, which has no weight in it.
     """
     first, second = (_record(case, *pair) for pair in (one, two))
     if [len(step.values) for step in first] != [len(step.values) for step in second]:
-        return False  # the two passes took different ways: nothing can be compared
+        return False  # the two passes ran different operations, which cannot be compared
     weights = {_id(p) for p in case.method.parameters() if p.requires_grad}
     pairs = zip(_inputs(*one), _inputs(*two), strict=True)
     differs, tainted = {_id(a) for a, b in pairs if not _equal(a, b)}, set[_Id]()
@@ -80,10 +80,10 @@ def _inputs(batch: Any, plan: Any) -> list[Tensor]:
 
 
 def _record(case: Case, batch: Any, plan: Any) -> list[_Step]:
-    """The operations of one forward pass; the last one is the sum of all terms that answer for tokens."""
+    """The operations of one forward pass; the last one is the sum of all terms that score tokens."""
     torch.manual_seed(0)
     with _Recorder() as recorder:
         output = case.method(batch, plan)
-        places = loss_places(case.method, output)
-        torch.stack([term.total for name, term in output.terms.items() if places[name] != "features"]).sum()
+        regions = loss_regions(case.method, output)
+        torch.stack([term.total for name, term in output.terms.items() if regions[name] != "features"]).sum()
     return recorder.steps

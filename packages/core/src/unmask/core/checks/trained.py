@@ -1,4 +1,4 @@
-"""What is held of every method that is trained: its forward pass, its learning, its state."""
+"""Checks of every trained method: its forward pass, its learning, its state."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def counts_depend_on_the_plan_alone(case: Case) -> None:
     jolt(case.method)
     assert before == _counts(case.method(case.batch, plan)), "a term's count changed with the weights"
     if hasattr(case.method, "counts"):
-        told = {name: float(count) for name, count in case.method.counts(case.batch, plan).items()}
-        assert list(told.items()) == list(before.items()), f"counts says {told}, and the terms have {before}"
+        declared = {name: float(count) for name, count in case.method.counts(case.batch, plan).items()}
+        assert list(declared.items()) == list(before.items()), f"counts gives {declared}, and the terms have {before}"
 
 
 def _counts(output: Output) -> dict[str, float]:

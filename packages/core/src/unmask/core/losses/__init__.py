@@ -1,4 +1,4 @@
-"""How wrong an answer is: plain functions that give one value per token, and explicit reductions."""
+"""Losses: plain functions that give one value per token, and explicit reductions."""
 
 from unmask.core.losses.regression import l1, l2, mean_term, regression, smooth_l1
 

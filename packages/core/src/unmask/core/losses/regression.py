@@ -42,8 +42,8 @@ def mean_term(values: Float[Tensor, "*lead"], where: Bool[Tensor, "*lead"] | Non
 
     Args:
         values: one loss per token.
-        where: True where a token counts; None when all do. What does not count is not even multiplied, so a NaN at
-            padding stays there.
+        where: True where a token counts; None when all do. Other values are replaced, not multiplied by 0, so that a
+            NaN at padding does not reach the sum.
         weight: the term's weight in the loss.
     """
     if where is None:

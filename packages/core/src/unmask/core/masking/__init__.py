@@ -1,4 +1,4 @@
-"""Who gets hidden. A masking is a frozen dataclass of settings; calling it with a key and a grid draws a `Mask`.
+"""Maskings: a masking is a frozen dataclass of settings; calling it with a key and a grid draws a `Mask`.
 
 Multi-block maskings draw a `Split` instead: a context, and the sets of tokens to be predicted from it.
 """

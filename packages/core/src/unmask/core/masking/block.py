@@ -1,9 +1,9 @@
 """Block-wise masking: BEiT (Bao et al., ICLR 2022, arXiv 2106.08254, Algorithm 1; official code microsoft/unilm).
 
-Rectangles of random area and aspect are hidden one after another until a target is reached. The printed algorithm
-overshoots the target and leaves the last, small blocks open; the released code settles both, and this file follows it:
-a rectangle is accepted only if it hides something new and the target is not exceeded, ten refusals in a row end the
-search, sides are strictly shorter than the grid's, and the aspect is uniform on a logarithmic scale.
+Rectangles of random area and aspect are hidden one after another until a target count is reached. The printed algorithm
+exceeds that count and leaves the last, small blocks undefined; the released code settles both, and this file follows
+it: a rectangle is accepted only if it hides something new and the count is not exceeded, ten rejections in a row end
+the search, sides are strictly shorter than the grid's, and the aspect is uniform on a logarithmic scale.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unmask.core.mask import Mask, check_count
 from unmask.core.masking.random import check_ratio, hidden_count
 from unmask.core.randomness import Key
 
-_PER_ROUND = 5  # rectangles tried at once; two rounds without a legal one are the ten refusals
+_PER_ROUND = 5  # rectangles tried at once; two rounds without a legal one are the ten rejections
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BlockMasking:
             mask). True tops the same mask up to exactly the target: visible tokens that touch a hidden one are hidden
             in random order, then any others, so that blocks grow at their border.
         min_block: tokens of the smallest rectangle, before rounding and overlap.
-        max_block: tokens of the largest, or None for whatever is left to the target.
+        max_block: tokens of the largest, or None for as many as are still to be hidden.
         min_aspect: height over width lies in [min_aspect, 1 / min_aspect]; in (0, 1].
     """
 
@@ -68,17 +68,17 @@ class BlockMasking:
         return Mask.from_scores(_growth(hidden).flatten(1) + key.stream("top up").uniform(tokens), tokens - target)
 
     def _search(self, key: Key, grid: tuple[int, ...], target: int) -> Bool[Tensor, "batch height width"]:
-        """Round by round, every sample that is not done tries five rectangles and hides the first acceptable one.
+        """In each round, every sample that is not done tries five rectangles and hides the first acceptable one.
 
         Everything is float32, in which these small integers are exact and products are fast.
         """
         hidden = torch.zeros(len(key.state), *grid, device=key.state.device)
         now, seeking = hidden, torch.arange(len(hidden), device=hidden.device)
         room, refused = torch.full_like(hidden[:, 0, 0], target), torch.zeros_like(seeking, dtype=torch.bool)
-        turn = 0
+        attempt = 0
         while len(seeking):  # ends: in two rounds a sample hides at least one token more, or is done
             limit = room if self.max_block is None else room.clamp(max=self.max_block)
-            rows, columns = self._propose(Key(key.state[seeking]).stream(turn), limit, grid)
+            rows, columns = self._propose(Key(key.state[seeking]).stream(attempt), limit, grid)
             new = rows.sum(2) * columns.sum(2) - (torch.bmm(rows, now) * columns).sum(2)
             good = (new > 0) & (new <= limit[:, None])
             first, hit = (torch.arange(len(seeking), device=now.device), good.to(torch.uint8).argmax(1)), good.any(1)
@@ -88,7 +88,7 @@ class BlockMasking:
             go_on = (room > 0) & (hit | ~refused)
             done, left = (~go_on).nonzero()[:, 0], go_on.nonzero()[:, 0]
             hidden[seeking[done]] = now[done]
-            seeking, now, room, refused, turn = seeking[left], now[left], room[left], ~hit[left], turn + 1
+            seeking, now, room, refused, attempt = seeking[left], now[left], room[left], ~hit[left], attempt + 1
         return hidden > 0
 
     def _propose(
@@ -107,13 +107,13 @@ class BlockMasking:
         return _lines(height * fits, row, grid[0]), _lines(width, column, grid[1])
 
 
-def _lines(length: Float[Tensor, "*lead"], place: Float[Tensor, "*lead"], n: int) -> Float[Tensor, "*lead {n}"]:
-    """Which of `n` lines a side of some length covers, as 1.0 or 0.0; `place` in [0, 1) says where it starts."""
-    return covered((place * (n - length + 1)).floor(), length, n).float()
+def _lines(length: Float[Tensor, "*lead"], offset: Float[Tensor, "*lead"], n: int) -> Float[Tensor, "*lead {n}"]:
+    """Which of `n` rows or columns a side covers, as 1.0 or 0.0; `offset` is its start as a share, in [0, 1)."""
+    return covered((offset * (n - length + 1)).floor(), length, n).float()
 
 
 def covered(start: Num[Tensor, "*lead"], length: Num[Tensor, "*lead"], n: int) -> Bool[Tensor, "*lead {n}"]:
-    """Which of `n` lines a side of some length covers, from the line where it starts."""
+    """Which of `n` rows or columns a side covers, given its first one and its length."""
     line = torch.arange(n, device=length.device)
     return (line >= start[..., None]) & (line < (start + length)[..., None])
 

@@ -6,11 +6,11 @@
 **Two rules.** As published (``per_batch=True``) block sizes are drawn once for a whole batch, and every index list is
 cut to the shortest of its kind in the batch, first indices in raster order kept. A sample's context then depends on the
 samples beside it: I-JEPA's is 42 % of a 14 x 14 grid in a batch of 1, 27 % in a batch of 64, and what is lost is at the
-bottom. By default every sample draws its own sizes and nothing is cut: blocks have the same distribution
-of sizes and places as the published ones, a sample's split depends on its key alone, and sets are ragged (padded).
+bottom. By default every sample draws its own sizes and nothing is cut: sizes and positions of the blocks have the
+published distribution, a sample's split depends on its key alone, and sets are ragged (padded).
 
-**Draws again.** A sample whose blocks leave at most `min_keep` tokens of context draws all its blocks again. I-JEPA's
-released code keeps the targets, draws the context alone again, and after 20 refusals lets the context overlap a target;
+**Redraws.** A sample whose blocks leave at most `min_keep` tokens of context draws all its blocks again. I-JEPA's
+released code keeps the targets, redraws the context alone, and after 20 rejections lets the context overlap a target;
 with the published settings neither was seen in 2,560 samples. Here context and targets are always disjoint.
 """
 
@@ -67,7 +67,7 @@ class MultiBlockMasking:
     def __call__(self, key: Key, grid: tuple[int, ...], shared: Key | None = None) -> Split:
         """Draw a split: the context and `targets` target sets, each in raster order.
 
-        Costs one host sync for each kind of set (its longest or shortest), and one to see that nobody draws again.
+        Costs one host sync for each kind of set (its longest or shortest), and one for each round of draws.
 
         Args:
             key: the samples' key.
@@ -108,7 +108,7 @@ class MultiBlockMasking:
 
 @dataclass(frozen=True)
 class SpaceTimeBlockMasking:
-    """V-JEPA: the union of a few large blocks is asked for, and all the rest is context.
+    """V-JEPA: the union of a few large blocks is the target, and all the rest is context.
 
     The published pair of maskings is short-range, 8 blocks of 0.15 (the default), and long-range, 2 blocks of 0.7, each
     over all of time. They are drawn for every sample, one from ``key.stream("short")`` and one from
@@ -120,7 +120,7 @@ class SpaceTimeBlockMasking:
         spatial_scale: a block's share of rows x columns, drawn uniformly from this range.
         temporal_scale: its share of the time steps, from this range.
         aspect: its height over its width, from this range.
-        per_batch: the published rule, see the file's head. Context and target are then cut, and no longer everything.
+        per_batch: the published rule, see the file's head. Context and target are then cut: some tokens are in neither.
     """
 
     blocks: int = 8
@@ -189,9 +189,9 @@ def cover(
 def context_and_targets(
     start: Int[Tensor, "batch blocks axes"], size: Int[Tensor, "batch blocks axes"], grid: tuple[int, ...]
 ) -> tuple[Bool[Tensor, "batch tokens"], Bool[Tensor, "batch targets tokens"]]:
-    """I-JEPA's context and targets, given where its blocks are: the targets first, the context block last."""
+    """I-JEPA's context and targets, given the starts of its blocks: the targets' first, the context block's last."""
     *targets, whole = cover(start, size, grid).unbind(1)
-    blocks = torch.stack(targets, dim=1)
+    blocks = torch.stack(targets, dim=1)  # [batch, targets, tokens]
     return whole & ~blocks.any(1), blocks
 
 
@@ -199,12 +199,12 @@ def _draw_until(
     draw: Draw, key: Key, shared: Key | None, min_keep: int, grid: tuple[int, ...]
 ) -> tuple[Bool[Tensor, "batch tokens"], Tensor]:
     """Draw for all samples, then again for those whose context is too small, until there are none."""
-    context, asked = draw(key.stream(0), shared, grid)
-    for turn in range(1, _MOST_DRAWS):
+    context, targets = draw(key.stream(0), shared, grid)
+    for attempt in range(1, _MOST_DRAWS):
         again = (context.sum(1) <= min_keep).nonzero()[:, 0]
         if len(again) == 0:
-            return context, asked
-        context[again], asked[again] = draw(Key(key.state[again]).stream(turn), shared, grid)
+            return context, targets
+        context[again], targets[again] = draw(Key(key.state[again]).stream(attempt), shared, grid)
     raise ValueError(
         f"blocks of these settings leave a context of at most {min_keep} of {math.prod(grid)} tokens: lower min_keep, "
         "the number of blocks or their scale, or take more tokens (a larger input, a smaller patch)"
@@ -217,7 +217,7 @@ def _set(members: Bool[Tensor, "batch tokens"], cut: bool) -> Indices:
 
 
 def _of_batch(shared: Key | None, per_batch: bool) -> Key | None:
-    """The key of block sizes where a batch has them in common."""
+    """The key of the block sizes that a batch shares; None where every sample draws its own."""
     if not per_batch:
         return None
     if shared is None:
@@ -229,7 +229,7 @@ def _of_batch(shared: Key | None, per_batch: bool) -> Key | None:
 
 
 def _starts(key: Key, room: Int[Tensor, "batch blocks axes"]) -> Int[Tensor, "batch blocks axes"]:
-    """Where each block starts: uniform over so many places."""
+    """The start of each block along each axis, uniform over range(room)."""
     u = key.uniform(room[0].numel()).double().view(room.shape)
     return (u * room).floor().long()
 

@@ -3,14 +3,14 @@
 White noise is filtered once, on a torus much larger than a token grid; every sample then ranks its tokens by a window
 of that noise and keeps the highest. One noise pixel is one token, so widths are in tokens whatever the image size.
 
-What the authors published is the formulas. These are ours:
+The authors published the formulas only. The rest is ours:
 
 * **Widths and passes.** We found them in neither poster, project page nor code (the supplement was not read), and the
   spectra on the poster are far narrower than one pass of the formulas gives. Repeating "filter, then equalise by rank"
   reproduces them; `COLOR_DEFAULTS` holds the values that do. ``n_pass=1`` is the literal formula.
 * **The bank** is generated; the released one is a download of 3,072 slices, whose side of 256 is inferred from logged
   memory. There, image i of every batch reads slice i, and one offset and one pair of flips serve the whole batch. Here
-  each sample draws its own slice, offset and flips by its key, so that its mask does not depend on its place in a
+  each sample draws its own slice, offset and flips by its key, so that its mask does not depend on its position in a
   batch; as 64 slices already hold 4 million windows (each in four mirror images), a larger bank would add memory (17 MB
   now) and start-up time, not variety.
 * **Windows wrap around.** The noise is periodic, so every offset is as good as another.
@@ -73,9 +73,9 @@ class NoiseMasking:
         check_ratio(self.ratio)
         if self.color not in COLOR_DEFAULTS:
             raise ValueError(f"noise color {self.color!r} is not one of {', '.join(COLOR_DEFAULTS)}")
-        wanted = len(COLOR_DEFAULTS[self.color][0])
-        if self.sigma is not None and not _ascending(self.sigma, wanted):
-            raise ValueError(f"{self.color} noise takes {wanted} positive, ascending width(s); got sigma={self.sigma}")
+        count = len(COLOR_DEFAULTS[self.color][0])
+        if self.sigma is not None and not _ascending(self.sigma, count):
+            raise ValueError(f"{self.color} noise takes {count} positive, ascending width(s); got sigma={self.sigma}")
         if self.n_pass is not None and self.n_pass < 1:
             raise ValueError(f"n_pass={self.n_pass}: the noise is filtered at least once")
 
@@ -97,14 +97,14 @@ class NoiseMasking:
                 f"got {' x '.join(map(str, grid))}"
             )
         key = key.stream("noise window")
-        place = key.stream("slice").integers(1, self.slices)
+        index = key.stream("slice").integers(1, self.slices)  # into the flattened bank: [batch, positions so far]
         offsets, flips = key.stream("offset").integers(2, self.size), key.stream("flip").integers(2, 2)
         for axis, n in enumerate(grid):
-            step = torch.arange(n, device=place.device)
+            step = torch.arange(n, device=index.device)
             step = torch.where(flips[:, axis, None] == 1, n - 1 - step, step)
             line = (offsets[:, axis, None] + step) % self.size
-            place = (place[:, :, None] * self.size + line[:, None, :]).flatten(1)
-        return self.bank(place.device).view(-1)[place]
+            index = (index[:, :, None] * self.size + line[:, None, :]).flatten(1)
+        return self.bank(index.device).view(-1)[index]
 
     def __call__(self, key: Key, grid: tuple[int, ...]) -> Mask:
         """Draw a mask; see `scores` for the errors."""
@@ -112,8 +112,8 @@ class NoiseMasking:
         return keep_highest(self.scores(key, grid), tokens - hidden_count(tokens, self.ratio, "floor_keep"))
 
 
-def _ascending(sigma: tuple[float, ...], wanted: int) -> bool:
-    return len(sigma) == wanted and all(a < b for a, b in zip((0.0, *sigma), sigma, strict=False))
+def _ascending(sigma: tuple[float, ...], count: int) -> bool:
+    return len(sigma) == count and all(a < b for a, b in zip((0.0, *sigma), sigma, strict=False))
 
 
 def keep_highest(scores: Float[Tensor, "batch tokens"], num_visible: int) -> Mask:
@@ -122,7 +122,7 @@ def keep_highest(scores: Float[Tensor, "batch tokens"], num_visible: int) -> Mas
 
 
 def color_filter(color: Color, sigma: tuple[float, ...], size: int) -> Float[Tensor, "size half"]:
-    """What each colour passes, in the half plane of a real Fourier transform.
+    """The frequency response of each colour, in the half plane of a real Fourier transform.
 
     With G the Gaussian blur of a width: red G, blue 1 - G, green G1 - G2 (narrow minus wide), purple 1 - (G1 - G2).
     The Gaussian is sampled at whole tokens and normalised, as image filters do; below a width of one token its response
@@ -153,7 +153,7 @@ def equalize(x: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch h
 def _bank(
     color: Color, sigma: tuple[float, ...], n_pass: int, size: int, slices: int, seed: int, device: torch.device
 ) -> Tensor:
-    """Built on the CPU in float64, slice by slice, so that ranks do not hang on a device's rounding."""
+    """Built on the CPU in float64, slice by slice, so that ranks do not depend on a device's rounding."""
     response = color_filter(color, sigma, size)
     key = Key.of(seed, torch.arange(slices)).stream("noise bank")
     bank = torch.empty(slices, size, size)

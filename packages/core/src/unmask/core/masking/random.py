@@ -30,7 +30,7 @@ def check_ratio(ratio: float) -> None:
 
 
 def hidden_count(tokens: int, ratio: float, rounding: Rounding) -> int:
-    """How many of `tokens` a ratio hides.
+    """The number of `tokens` that a ratio hides.
 
     ``floor_keep`` keeps ``int(tokens * (1 - ratio))`` (MAE's expression, float product included: 0.9 of 100 keeps 9),
     ``floor_hide`` hides ``int(tokens * ratio)`` (CroCo, VideoMAE), ``ceil_hide`` hides ``ceil(tokens * ratio)``
@@ -142,7 +142,7 @@ def units_of(grid: tuple[int, ...], unit: int) -> tuple[int, ...]:
 
 def unit_members(grid: tuple[int, ...], unit: int, device: torch.device) -> Int[Tensor, "units tokens_per_unit"]:
     """The positions of the tokens in each unit, units and tokens row-major."""
-    place = torch.arange(math.prod(grid), device=device)
+    position = torch.arange(math.prod(grid), device=device)
     split = [size for n in grid for size in (n // unit, unit)]
     axes = [*range(0, 2 * len(grid), 2), *range(1, 2 * len(grid), 2)]
-    return place.view(split).permute(axes).reshape(-1, unit ** len(grid))
+    return position.view(split).permute(axes).reshape(-1, unit ** len(grid))

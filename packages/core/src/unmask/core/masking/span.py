@@ -9,9 +9,9 @@ Deliberate differences from the released sampler:
 
 * **Random numbers** are keyed by sample: the mask of a clip does not depend on its batch or on how far it is padded.
 * **Something stays visible.** Where the spans would cover a whole clip (the released code raises, or hides all of it,
-  by version) one frame drawn at random is uncovered; only clips not much longer than `length`, and settings with very
-  long random spans, ever get there. A clip of one frame hides nothing, one of T frames has at most T - 1 starts. An
-  error would have to ask the device whether it happened, in every step.
+  by version) one frame drawn at random is uncovered; it happens only in clips not much longer than `length`, and with
+  very long random spans. A clip of one frame hides nothing, one of T frames has at most T - 1 starts. To raise an error
+  instead would cost a host sync in every step.
 * **Equal counts** are off by default; see `SpanMasking`.
 * **Spans apart** (``overlap=False``): the released branch does not run on current NumPy, and its recursive placement is
   not uniform. Here every arrangement of the spans is equally likely; see `_spread`.
@@ -52,7 +52,7 @@ class SpanMasking:
         kind: how long spans are: ``static`` (all `length`), ``uniform`` over the integers `other` .. 2 * `length`,
             ``normal`` with mean `length` and deviation `other`, rounded and at least 1, or ``poisson`` with mean
             `length`. A span of 0 frames hides nothing; if a clip draws no other, its first span is `length` long.
-        other: the second number of ``uniform`` and ``normal``; 0 for the others.
+        other: the second parameter of ``uniform`` and ``normal`` (fairseq's ``mask_other``); 0 for the other kinds.
         overlap: False keeps spans apart, and drops those that no longer fit.
         min_space: visible frames between neighbouring spans at least; needs ``overlap=False``.
         equal_counts: thin every clip's mask at random to the smallest count in the batch, as the released code does
@@ -116,7 +116,7 @@ class SpanMasking:
     def hidden(
         self, key: Key, frames: int, valid: Bool[Tensor, "batch frames"] | None = None
     ) -> Bool[Tensor, "batch {frames}"]:
-        """What `__call__` draws as a plain array, True = hidden, without the order of tokens that a `Mask` carries."""
+        """The mask that `__call__` draws, as a plain array: True = hidden."""
         size = torch.full_like(key.state, frames) if valid is None else valid.sum(1)
         most = max(1, min(frames - 1, max(self.min_spans, (frames * self._rate >> 32) + 1)))
         draws = key.bits(most + 2)  # two for the clip, then one for every span it could have
@@ -127,7 +127,7 @@ class SpanMasking:
         if valid is not None:
             hidden &= valid
         if valid is not None or self.kind != "static" or not self.overlap or frames - self.length <= most:
-            # A clip that is covered entirely shows one frame.
+            # Uncover one frame of a clip that is covered entirely.
             spare = ((draws[:, 1:2] & _BITS_32) * size[:, None]) >> 32
             hidden.scatter_(1, spare, hidden.gather(1, spare) & (hidden.sum(1) < size)[:, None])
         return _thin(key, hidden) if self.equal_counts else hidden
@@ -140,7 +140,7 @@ class SpanMasking:
     def _spans(
         self, key: Key, size: Int[Tensor, "batch"], draws: Int[Tensor, "batch draws"], frames: int
     ) -> tuple[Int[Tensor, "batch spans"], Int[Tensor, "batch spans"]]:
-        """First frames, and first frames after; both `frames` where a sample has fewer spans than the longest could."""
+        """First frame of each span, and the frame after its last; both `frames` for spans beyond a sample's count."""
         count = (size * self._rate + (draws[:, 0] & _BITS_32)) >> 32  # the share, rounded at random
         count = torch.minimum(count.clamp(min=self.min_spans), size - 1)[:, None]
         draws = draws[:, 2:]
@@ -174,13 +174,13 @@ def _choose(
     """`count` distinct positions, every set of that many among the first `room` equally likely; then `frames`.
 
     The first steps of a Fisher-Yates shuffle of range(room), all at once. Step j swaps cell j with a cell r[j] >= j,
-    drawn uniformly, and the first `count` cells are the set. A cell beyond them that was ever written to holds at the
-    end what its last writer put away, which is one of the first positions: that one leaves the set, and the cell's own
-    position enters it. What step j puts away was in turn left in cell j by the last earlier step that wrote there, and
-    so on back: pointers, doubled until all of them point to their ends.
+    drawn uniformly, and the first `count` cells are the set. A later cell that was written to ends with the value that
+    its last writer moved there, one of the first positions: that one leaves the set, and the cell's own position enters
+    it. The value that step j moves was itself written to cell j by the last earlier step that chose that cell, and so
+    on back: a chain of pointers, resolved by pointer doubling.
     """
     step = torch.arange(bits.shape[1] + 1, device=bits.device)
-    chosen = torch.where(step < count, step, frames)  # one cell more, which takes the writes that mean nothing
+    chosen = torch.where(step < count, step, frames)  # one cell more, which takes the writes without effect
     step = step[:-1]
     # A step beyond the count swaps nothing, and must not look like a later writer than the steps before it.
     live = (step < count).to(torch.int64)

@@ -1,6 +1,6 @@
 """Tube masking: one spatial mask for every step of the first axis (VideoMAE, arXiv 2203.12602, section 3.3).
 
-What is hidden at one time is hidden at all times, so that a still neighbour in time does not give it away.
+A position is hidden at all times or at none, so that it cannot be copied from a neighbouring frame.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Attention by use: within a sequence, within sets of any size, and from one sequence to another.
+"""Self-attention on sequences and on sets of different sizes, and cross-attention.
 
 All of them run torch's fused kernel. Queries, keys and values of self-attention come out of one fused matrix ``qkv``,
-as in timm; cross-attention has ``projq``, ``projk`` and ``projv``, as in CroCo. To see what a layer computes on the
-way, see `watch`.
+as in timm; cross-attention has ``projq``, ``projk`` and ``projv``, as in CroCo. `watch` gives access to queries, keys,
+values and attention maps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Seen:
 
     @property
     def logits(self) -> Float[Tensor, "batch heads queries keys"]:
-        """What the softmax takes, in float32: scaled products, bias added, -inf where a query does not attend."""
+        """The softmax's input, in float32: scaled products, bias added, -inf where a query does not attend."""
         logits = self.q.float() @ self.k.float().transpose(-1, -2) / self.q.shape[-1] ** 0.5
         if self.mask is None:
             return logits
@@ -54,8 +54,8 @@ class Seen:
 def watch(*layers: Attention | CrossAttention) -> Iterator[list[Seen]]:
     """Collect the queries, keys, values and attention maps of these layers while the block runs.
 
-    The fused kernel still computes the answers, so they do not change; the maps are computed only when asked for.
-    Outside the block nothing is kept and nothing costs::
+    The fused kernel still computes the outputs, so they do not change; maps are computed only when they are read.
+    Outside the block nothing is kept, at no cost::
 
         with watch(encoder.blocks[-1].attn) as seen:
             encoder(images)
@@ -112,15 +112,15 @@ class _SelfAttention(nn.Module):
         biases = [None] * len(sizes) if self.qkv.bias is None else self.qkv.bias.split(sizes)
         return list(zip(weights, biases, strict=True))
 
-    def _answer(self, out: Tensor) -> Tensor:
+    def _output(self, out: Tensor) -> Tensor:
+        """[batch, heads, tokens, head_dim] to [batch, tokens, dim]."""
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
 
 class Attention(_SelfAttention):
     """Multi-head self-attention; see `_SelfAttention` for the arguments.
 
-    A relative-position bias, padding, rotary positions and a causal mask may be given; none costs anything when it is
-    not.
+    A relative-position bias, padding, rotary positions and a causal mask are optional, and cost nothing when not used.
     """
 
     seen: list[Seen] | None = None  # what `watch` collects
@@ -141,20 +141,21 @@ class Attention(_SelfAttention):
             x: tokens.
             bias: added to the attention logits.
             valid: False = padding, which nothing attends to.
-            last: compute the answers of this many tokens at the end only; they attend to all.
-            rotary: turns queries and keys by the tokens' positions.
+            last: compute outputs for this many tokens at the end only; they attend to all.
+            rotary: rotates queries and keys by the tokens' positions.
             causal: a token attends to itself and those before it.
         """
         q, k, v = self._project(x) if last is None else self._project_last(x, last)  # [batch, heads, tokens, head_dim]
         if rotary is not None:
             q, k = rotary.last(q.shape[2]).rotate(q), rotary.rotate(k)
-        bias = bias if bias is None or last is None else bias[:, -last:]
+        bias = bias if bias is None or last is None else bias[:, -last:]  # [heads, queries, keys]
         square = causal and bias is None and valid is None and last is None  # the kernel's own causal mask will do
         mask = None if square else _attention_mask(bias, valid, _lower_triangle(q, k) if causal else None, q.dtype)
         if self.seen is not None:
             self.seen.append(Seen(q, k, v, _lower_triangle(q, k) if square else mask))
         dropout = self.attn_drop.p if self.attn_drop.training else 0.0
-        return self._answer(F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=square))
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=square)  # [batch, heads, out, head_dim]
+        return self._output(out)
 
     def _project_last(self, x: Tensor, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the last tokens only."""
@@ -181,11 +182,11 @@ class GroupedAttention(_SelfAttention):
             position: added to what queries and keys are computed from, and not to what values are (as in DETR, arXiv
                 2005.12872, and SST, arXiv 2112.06375).
         """
-        q, k, v = self._project(x) if position is None else self._project_placed(x, position)
+        q, k, v = self._project(x) if position is None else self._project_with(x, position)  # [1, heads, tokens, ...]
         dropout = self.attn_drop.p if self.attn_drop.training else 0.0
-        return self._answer(grouped_attention(q, k, v, sizes, dropout))
+        return self._output(grouped_attention(q, k, v, sizes, dropout))
 
-    def _project_placed(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_with(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         of_qk, of_v = self._rows([2 * x.shape[2], x.shape[2]])
         q, k = _split_heads(F.linear(x + position, *of_qk), self.heads, 2)
         (v,) = _split_heads(F.linear(x, *of_v), self.heads, 1)
@@ -221,11 +222,11 @@ class CrossAttention(nn.Module):
         """Attend from every token of `x` to every valid one of `memory`.
 
         Args:
-            x: what asks.
-            memory: what keys and values are computed from.
+            x: the tokens that queries are computed from.
+            memory: the tokens that keys and values are computed from.
             valid: False = padding of the memory.
-            rotary: turns the queries by the positions of `x`.
-            memory_rotary: turns the keys by the positions of the memory.
+            rotary: rotates the queries by the positions of `x`.
+            memory_rotary: rotates the keys by the positions of the memory.
         """
         (q,) = _split_heads(self.projq(x), self.heads, 1)  # [batch, heads, tokens, head_dim]
         (k,), (v,) = (_split_heads(of(memory), self.heads, 1) for of in (self.projk, self.projv))
@@ -233,7 +234,7 @@ class CrossAttention(nn.Module):
         mask = _attention_mask(None, valid, None, q.dtype)
         if self.seen is not None:
             self.seen.append(Seen(q, k, v, mask))
-        out = F.scaled_dot_product_attention(q, k, v, mask)
+        out = F.scaled_dot_product_attention(q, k, v, mask)  # [batch, heads, tokens, head_dim]
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -243,7 +244,7 @@ def _split_heads(x: Tensor, heads: int, parts: int) -> Tensor:
 
 
 def _lower_triangle(q: Tensor, k: Tensor) -> Bool[Tensor, "queries keys"]:
-    """True where a query may look; the queries are the last of the keys' tokens."""
+    """True where a query may attend; the queries are the last of the keys' tokens."""
     queries, keys = q.shape[2], k.shape[2]
     return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
 

@@ -1,4 +1,4 @@
-"""How weights start. A method applies one of these to its modules and says which in its file."""
+"""Weight initialisation. A method applies one of these to its modules and says which in its file."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ class Groups:
     Sets of one size are then a rectangle, and dense attention runs on it without a mask. Make one with `Groups.of`.
 
     Args:
-        order: the token at each place of that order; ``x[order]`` is grouped.
-        inverse: the place of each token; ``grouped[inverse]`` is x again.
-        sizes: rows (number of sets, tokens in each), by rising number of tokens; on the CPU, whatever the device of the
-            rest, because it says what is to be launched. A tensor, because a compiler would take numbers for constants.
+        order: permutation of the tokens; ``x[order]`` is grouped.
+        inverse: its inverse; ``grouped[inverse]`` is x again.
+        sizes: rows (number of sets, tokens in each), by rising number of tokens; always on the CPU, since the host
+            launches one kernel per row. A tensor, because a compiler would take numbers for constants.
     """
 
     order: Int[Tensor, "tokens"]
@@ -40,8 +40,6 @@ class Groups:
         return cls(order, inverse, torch.stack([numbers, sizes], dim=1))
 
 
-# Sizes differ from batch to batch: traced, they would mean a new compilation for each.
-@torch.compiler.disable
 def grouped_attention(
     q: Float[Tensor, "1 heads tokens dim"],
     k: Float[Tensor, "1 heads tokens dim"],
@@ -53,11 +51,18 @@ def grouped_attention(
 
     The cost is that of the sets' true sizes: one call for each size that occurs.
     """
+    # Sizes differ from batch to batch: traced, they would mean a new compilation for each. The function is disabled
+    # here, not by a decorator, because that imports torch._dynamo, which takes seconds.
+    attend = torch.compiler.disable(_attend_by_size) if torch.compiler.is_compiling() else _attend_by_size
+    return attend(q, k, v, sizes, dropout)
+
+
+def _attend_by_size(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor, dropout: float) -> Tensor:
     rectangles = sizes.tolist()
     lengths = [number * size for number, size in rectangles]
     parts = []
     for (number, size), *one in zip(rectangles, *(x[0].split(lengths, dim=1) for x in (q, k, v)), strict=True):
-        q_i, k_i, v_i = (x.unflatten(1, (number, size)).transpose(0, 1) for x in one)
+        q_i, k_i, v_i = (x.unflatten(1, (number, size)).transpose(0, 1) for x in one)  # [number, heads, size, dim]
         out = F.scaled_dot_product_attention(q_i, k_i, v_i, dropout_p=dropout)
-        parts.append(out.transpose(0, 1).flatten(1, 2))
+        parts.append(out.transpose(0, 1).flatten(1, 2))  # [heads, number * size, dim]
     return torch.cat(parts, dim=1)[None]

@@ -1,4 +1,4 @@
-"""Where a token is: fixed sine-cosine tables and learned relative biases."""
+"""Position embeddings: fixed sine-cosine tables and learned relative biases."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class RelativePositionBias(nn.Module):
         rows, columns = grid
         offsets = (2 * rows - 1) * (2 * columns - 1)
         self.table = nn.Parameter(torch.zeros(offsets + 3 * class_token, heads))
-        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        offset = place[:, None] - place[None] + torch.tensor([rows - 1, columns - 1])
+        position = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        offset = position[:, None] - position[None] + torch.tensor([rows - 1, columns - 1])
         index = offset[..., 0] * (2 * columns - 1) + offset[..., 1]
         if class_token:
             index = nn.functional.pad(index, (1, 0, 1, 0))
@@ -54,4 +54,4 @@ class RelativePositionBias(nn.Module):
     def forward(self) -> Float[Tensor, "heads tokens tokens"]:
         """The bias of every head for every pair (query, key)."""
         n = len(self.index)
-        return self.table[self.index.flatten()].view(n, n, -1).permute(2, 0, 1)
+        return self.table[self.index.flatten()].view(n, n, -1).permute(2, 0, 1)  # [heads, tokens, tokens]

@@ -1,15 +1,15 @@
-"""Rotary positions: queries and keys are turned by an angle that grows with the position.
+"""Rotary positions: queries and keys are rotated by an angle that grows with the position.
 
 Four published layouts are one formula here, ``x * cos + partner(x) * sin``, with one difference: which channels are
 pairs, and how many channels an axis has.
 
-* 1-D, ``halves``: LLaMA (arXiv 2302.13971); channel i turns with channel i + d / 2.
-* 1-D, ``adjacent``: RoFormer (arXiv 2104.09864); channel 2i turns with channel 2i + 1.
+* 1-D, ``halves``: LLaMA (arXiv 2302.13971); channel i is paired with channel i + d / 2.
+* 1-D, ``adjacent``: RoFormer (arXiv 2104.09864); channel 2i is paired with channel 2i + 1.
 * 2-D, ``halves`` within each axis, base 100: CroCo v2 (arXiv 2211.10408); first half of a head is the row, second half
   the column.
-* 3-D: V-JEPA 2 (arXiv 2506.09985); time, row and column share a head's channels, and what is left over is not turned.
+* 3-D: V-JEPA 2 (arXiv 2506.09985); time, row and column share a head's channels, and what is left over is not rotated.
   Its released weights are trained with ``adjacent_tiled``: adjacent channels are pairs, but frequencies are laid out as
-  for halves, so that the two channels of a pair turn by different angles.
+  for halves, so that the two channels of a pair have different angles.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Rotary:
     """The rotation of some tokens. Make one with `rotary_positions`, for all tokens of a grid, and `take` from it.
 
     Args:
-        cos: cosines of the angles, for the channels that turn; channels after them stay as they are.
+        cos: cosines of the angles, for the channels that are rotated; channels after them stay as they are.
         sin: sines, negative in the first channel of each pair.
         distance: channels between the two of a pair.
     """
@@ -44,10 +44,10 @@ class Rotary:
     distance: int
 
     def rotate(self, x: Float[Tensor, "n heads tokens head_dim"]) -> Float[Tensor, "n heads tokens head_dim"]:
-        """Turn queries or keys: in float32, given back in their own type."""
-        turning, rest = x.split([self.cos.shape[-1], x.shape[-1] - self.cos.shape[-1]], dim=-1)
-        partner = turning.unflatten(-1, (-1, 2, self.distance)).flip(-2).flatten(-3)
-        return torch.cat([(turning * self.cos + partner * self.sin).to(x.dtype), rest], dim=-1)
+        """Rotate queries or keys: in float32, returned in their own type."""
+        pairs, rest = x.split([self.cos.shape[-1], x.shape[-1] - self.cos.shape[-1]], dim=-1)
+        partner = pairs.unflatten(-1, (-1, 2, self.distance)).flip(-2).flatten(-3)
+        return torch.cat([(pairs * self.cos + partner * self.sin).to(x.dtype), rest], dim=-1)
 
     def take(self, indices: Indices) -> Rotary:
         """The rotation of each sample's tokens `indices`, out of one for all tokens of the grid."""
@@ -60,7 +60,7 @@ class Rotary:
         return Rotary(self.cos[:, :, -count:], self.sin[:, :, -count:], self.distance)
 
     def with_prefix(self, tokens: int) -> Rotary:
-        """This, with so many tokens in front that are not turned (class and register tokens)."""
+        """The same, with `tokens` tokens in front that are not rotated (class and register tokens)."""
         return Rotary(F.pad(self.cos, (0, 0, tokens, 0), value=1.0), F.pad(self.sin, (0, 0, tokens, 0)), self.distance)
 
     @classmethod
@@ -79,17 +79,17 @@ def rotary_positions(
 ) -> Rotary:
     """The rotation of tokens at these positions.
 
-    Every axis has ``2 * (head_dim // axes // 2)`` channels, in the order of the axes; a pair k of an axis with d
-    channels turns by ``position * base ** (-2k / d)``. Angles are float32 whatever the precision of the network.
+    Every axis has ``2 * (head_dim // axes // 2)`` channels, in the order of the axes; pair k of an axis with d channels
+    is rotated by ``position * base ** (-2k / d)``. Angles are float32 whatever the precision of the network.
 
     Args:
         positions: coordinates of each token; no batch axis where all samples have the same.
         head_dim: channels of one head.
         base: 10000 in RoFormer, LLaMA and V-JEPA 2; 100 in CroCo v2.
-        pairs: which channels turn together; see the file's head.
+        pairs: which channels are paired; see the file's head.
 
     Raises:
-        ValueError: a head has too few channels for so many axes.
+        ValueError: a head has too few channels for the number of axes.
     """
     axes = positions.shape[-1]
     share = 2 * (head_dim // axes // 2)
@@ -99,7 +99,7 @@ def rotary_positions(
     frequency = base ** (-torch.arange(half, dtype=torch.float32, device=positions.device) / half)
     angle = positions.to(torch.float32)[..., None] * frequency  # [*batch, tokens, axes, half]
     angle = angle.repeat_interleave(2, -1) if pairs == "adjacent" else torch.cat([angle, angle], -1)
-    angle = angle.flatten(-2).unsqueeze(-3)  # [*batch, 1, tokens, channels]: every head turns alike
+    angle = angle.flatten(-2).unsqueeze(-3)  # [*batch, 1, tokens, channels]: the same for every head
     angle = angle if angle.dim() == 4 else angle[None]
     distance = half if pairs == "halves" else 1
     first = torch.arange(axes * share, device=positions.device) // distance % 2 == 0

@@ -31,7 +31,8 @@ class Mlp(nn.Module):
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
-        return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x)))))
+        x = self.drop1(F.gelu(self.fc1(x)))  # [*lead, hidden]
+        return self.drop2(self.fc2(x))
 
 
 class SwiGLU(nn.Module):
@@ -52,7 +53,8 @@ class SwiGLU(nn.Module):
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead dim"]:
-        return self.drop2(self.fc2(self.drop1(F.silu(self.fc1_g(x)) * self.fc1_x(x))))
+        x = self.drop1(F.silu(self.fc1_g(x)) * self.fc1_x(x))  # [*lead, hidden]
+        return self.drop2(self.fc2(x))
 
 
 class LayerScale(nn.Module):
@@ -77,7 +79,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        gate = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
+        gate = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)  # [batch, 1, ...]
         return x * gate / keep
 
 
@@ -137,7 +139,7 @@ class _Branches(nn.Module):
         return x if self.post_norm else self.norm1(x)
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Both residual sums, given what attention answered."""
+        """Both residual sums, given the output of attention."""
         x = x + self.drop_path(self.ls1(attended))
         if self.post_norm:
             x = self.norm1(x)
@@ -164,7 +166,8 @@ class Block(_Branches):
         causal: bool = False,
     ) -> Float[Tensor, "batch out_tokens dim"]:
         """See `Attention.forward` for the arguments."""
-        attended = self.attn(self._attention_input(x), bias, valid, last=last, rotary=rotary, causal=causal)
+        x_in = self._attention_input(x)
+        attended = self.attn(x_in, bias, valid, last=last, rotary=rotary, causal=causal)  # [batch, out_tokens, dim]
         return self._finish(x if last is None else x[:, -last:], attended)
 
 
@@ -217,11 +220,10 @@ class CrossBlock(nn.Module):
         memory_rotary: Rotary | None = None,
     ) -> Float[Tensor, "batch out_tokens dim"]:
         """See `Attention.forward` and `CrossAttention.forward` for the arguments."""
-        attended = self.attn(self.norm1(x), None, valid, last=last, rotary=rotary)
+        attended = self.attn(self.norm1(x), None, valid, last=last, rotary=rotary)  # [batch, out_tokens, dim]
         x = (x if last is None else x[:, -last:]) + attended
         rotary = None if rotary is None else rotary.last(x.shape[1])
-        seen = self.cross_attn(
+        x = x + self.cross_attn(
             self.norm2(x), self.norm_y(memory), memory_valid, rotary=rotary, memory_rotary=memory_rotary
         )
-        x = x + seen
         return x + self.mlp(self.norm3(x))

@@ -1,4 +1,4 @@
-"""What is asked of the hidden tokens."""
+"""Targets: what is predicted at hidden tokens."""
 
 from unmask.core.targets.patches import denormalize_patches, normalize_patches, patchify, unpatchify
 from unmask.core.targets.teachers import EMATeacher, FrozenTeacher, SharedTeacher, teachers

@@ -76,7 +76,7 @@ def denormalize_patches(
     patches: Float[Tensor, "batch tokens values"],
     eps: float = 1e-6,
 ) -> Float[Tensor, "batch tokens values"]:
-    """Undo `normalize_patches` with the statistics of the true `patches`, so that predictions can be looked at."""
+    """Undo `normalize_patches` with the statistics of the true `patches`, to show predictions as images."""
     var, mean = _statistics(patches)
     return normalized * (var + eps).sqrt() + mean
 

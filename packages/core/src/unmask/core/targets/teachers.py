@@ -1,11 +1,11 @@
-"""Teachers: networks whose outputs are targets. Each says what it is by its `kind`.
+"""Teachers: networks whose outputs are targets, of one of three kinds.
 
 * ``frozen``: weights from elsewhere, which never change.
-* ``shared``: the student itself, looked at without gradients and without dropout.
+* ``shared``: the student itself, run without gradients and without dropout.
 * ``ema``: an exponential moving average of the student, ``k <- m k + (1 - m) q``.
 
 Every teacher is in eval mode whatever is done to the method around it, gives no gradient, and is in no optimizer group.
-``teacher(x)`` calls the network; where more than its `forward` is asked of it, enter `evaluating`::
+``teacher(x)`` calls the network; to call more than its `forward`, enter `evaluating`::
 
     with self.teacher.evaluating() as network:
         target = network.head(network.encoder(images).tokens.mean(1))
@@ -56,7 +56,7 @@ class FrozenTeacher(nn.Module):
             yield self.module
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        """What the network answers, without gradient."""
+        """The network's output, without gradient."""
         with self.evaluating() as network:
             return network(*args, **options)
 
@@ -88,20 +88,20 @@ class SharedTeacher(nn.Module):
                 part.training = True
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        """What the student answers in eval mode, without gradient."""
+        """The student's output in eval mode, without gradient."""
         with self.evaluating() as network:
             return network(*args, **options)
 
 
 class EMATeacher(FrozenTeacher):
-    """An exponential moving average of a student, begun as an exact copy of it.
+    """An exponential moving average of a student, initialised as an exact copy of it.
 
     Parameters are averaged, and so are floating-point buffers (running statistics); other buffers (counters), and those
     that are not finite (attention masks of -inf), are copied. Weights stay in fp32, whatever the method is cast to: at
     a decay of 0.9999 an update is below what bf16 resolves. On several ranks buffers are those of the first.
 
     Args:
-        student: what is averaged. Several parts together are ``nn.ModuleDict({"encoder": ..., "head": ...})``.
+        student: the network to average. Several parts together are ``nn.ModuleDict({"encoder": ..., "head": ...})``.
         decay: m in ``k <- m k + (1 - m) q``, in [0, 1]: a number, or a schedule that takes the clock.
     """
 
@@ -138,8 +138,8 @@ class EMATeacher(FrozenTeacher):
         mine, theirs = _tensors(self.module), _tensors(student)
         _check_same(mine, theirs)
         averaged = [name for name in mine if name not in self._copied]
-        others = [theirs[name].to(mine[name].dtype) for name in averaged]
-        torch._foreach_lerp_([mine[name] for name in averaged], others, 1 - self.decay(clock))
+        ends = [theirs[name].to(mine[name].dtype) for name in averaged]
+        torch._foreach_lerp_([mine[name] for name in averaged], ends, 1 - self.decay(clock))
         for name in self._copied:
             mine[name].copy_(theirs[name])
         _same_on_all_ranks(self.module)
@@ -186,15 +186,15 @@ def _check_same(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
         "only in the student": [name for name in theirs if name not in mine],
         "of another shape": [name for name in mine if name in theirs and mine[name].shape != theirs[name].shape],
     }
-    found = [f"{what}: {', '.join(names[:6])}" for what, names in different.items() if names]
-    if found:
+    said = [f"{what}: {', '.join(names[:6])}" for what, names in different.items() if names]
+    if said:
         raise ValueError(
-            f"teacher and student differ ({'; '.join(found)}). Give `update` the network that the teacher was made from"
+            f"teacher and student differ ({'; '.join(said)}). Give `update` the network that the teacher was made from"
         )
 
 
 def _same_on_all_ranks(module: nn.Module) -> None:
-    """Running statistics differ between ranks until the next forward pass; a teacher in `draw` is asked before it."""
+    """Running statistics differ between ranks until the next forward pass; a teacher in `draw` runs before it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)

@@ -1,8 +1,8 @@
-"""Sparse convolutions over occupied cells alone: submanifold (kernel 3), strided (kernel 2, stride 2) and its inverse.
+"""Sparse convolutions over occupied cells only: submanifold (kernel 3), strided (kernel 2, stride 2) and its inverse.
 
 Features are rows [cells, channels]; `cells` are integer coordinates (sample, z, y, x) or (sample, y, x) within a grid
-of any spatial shape. Which rows meet under which offset of the kernel is a matter of the cells alone, so it is worked
-out once, in a `Rulebook`, and shared by all layers over the same cells:
+of any spatial shape. Which rows are paired under which offset of the kernel depends on the cells only, so it is
+computed once, in a `Rulebook`, and shared by all layers over the same cells:
 
     rules = submanifold_rules(cells, shape)                        # SubmanifoldConv: the same cells in and out
     coarse, coarse_shape, down = strided_rules(cells, shape)       # StridedConv(x, down)
@@ -38,7 +38,7 @@ class Rulebook:
         counts: pairs of each offset, offsets in row-major order of the kernel.
         rows_in: rows of the input.
         rows_out: rows of the output.
-        own: the offset under which every row meets itself, whose pairs are left out of the lists; None without one.
+        own: the offset that pairs every row with itself, whose pairs are left out of the lists; None without one.
     """
 
     inputs: Int[Tensor, "pairs"]
@@ -50,7 +50,7 @@ class Rulebook:
 
     @property
     def inverse(self) -> Rulebook:
-        """The rules of the way back: inputs and outputs change places, offsets stay."""
+        """The rules of the inverse convolution: inputs and outputs swapped, offsets unchanged."""
         return Rulebook(self.outputs, self.inputs, self.counts, self.rows_out, self.rows_in, self.own)
 
     @cached_property
@@ -66,7 +66,7 @@ class Rulebook:
 def submanifold_rules(cells: Int[Tensor, "cells axes_plus_1"], shape: Sequence[int]) -> Rulebook:
     """The rules of a convolution with kernel 3 from cells to the same cells.
 
-    Neighbours are found by binary search in sorted integer keys. Waits for the device.
+    Neighbours are found by binary search in sorted integer keys. Costs host syncs.
 
     Args:
         cells: distinct (sample, z, y, x) or (sample, y, x), in any order.
@@ -83,10 +83,10 @@ def submanifold_rules(cells: Int[Tensor, "cells axes_plus_1"], shape: Sequence[i
     middle = len(kernel) // 2
     deltas = [sum(o * s for o, s in zip(offset, strides, strict=True)) for offset in kernel[:middle]]
     wanted = keys + torch.tensor(deltas, device=keys.device)[:, None]
-    found = torch.searchsorted(keys, wanted).clamp_(max=max(0, len(keys) - 1))
-    offset, row = (keys[found] == wanted).nonzero(as_tuple=True)  # sorted by offset
+    match = torch.searchsorted(keys, wanted).clamp_(max=max(0, len(keys) - 1))
+    offset, row = (keys[match] == wanted).nonzero(as_tuple=True)  # sorted by offset
     counts = torch.bincount(offset, minlength=middle).tolist()
-    inputs, outputs = order[found[offset, row]], order[row]
+    inputs, outputs = order[match[offset, row]], order[row]
     # The other half of the kernel is the first half mirrored: the same pairs the other way round.
     mirrored_inputs, mirrored_outputs = outputs.split(counts)[::-1], inputs.split(counts)[::-1]
     return Rulebook(
@@ -104,7 +104,7 @@ def strided_rules(
 ) -> tuple[Int[Tensor, "coarse axes_plus_1"], tuple[int, ...], Rulebook]:
     """The rules of a convolution with kernel 2 and stride 2, from cells to the coarse cells that hold any of them.
 
-    Every cell has a coarse one: odd sizes are rounded up. Waits for the device.
+    Every cell has a coarse one: odd sizes are rounded up. Costs host syncs.
 
     Args:
         cells: distinct (sample, z, y, x) or (sample, y, x), in any order.
@@ -131,11 +131,11 @@ def strided_rules(
 class SparseConv(nn.Module):
     """A convolution along the pairs of a rulebook; use one of the three kinds below.
 
-    Weights have spconv's layout and start as torch's dense convolutions do (uniform within 1 / sqrt(fan-in)).
+    Weights have spconv's layout and the initialisation of torch's dense convolutions (uniform, 1 / sqrt(fan-in)).
 
     Args:
-        channels: of the input.
-        out_channels: of the output.
+        channels: channels of the input.
+        out_channels: channels of the output.
         axes: 2 for cells (sample, y, x), 3 for (sample, z, y, x).
         bias: whether a bias is added.
         backend: see `unmask.pointcloud.geometry.pairwise.resolve_backend`.
@@ -156,7 +156,7 @@ class SparseConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
+        """Initialise weights and bias."""
         bound = self.weight[0].numel() ** -0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
@@ -173,9 +173,9 @@ class SparseConv(nn.Module):
                 f"{rules.rows_in} rows and {len(rules.counts)} offsets"
             )
         if self.backend == "spconv" and len(x):  # it refuses empty tensors
-            y = spconv_conv(x, self.weight, *rules.for_spconv, rules.rows_out, rules.own)
+            y = spconv_conv(x, self.weight, *rules.for_spconv, rules.rows_out, rules.own)  # [rows_out, out_channels]
         else:
-            weight = self.weight.flatten(1, -2)
+            weight = self.weight.flatten(1, -2)  # [out_channels, offsets, channels]
             y = torch_conv(x, weight, rules.inputs, rules.outputs, rules.counts, rules.rows_out, rules.own)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -220,7 +220,7 @@ def _cells(keys: Tensor, extent: Sequence[int]) -> Tensor:
 
 
 def _check_cells(cells: Tensor, shape: Sequence[int], keys: Tensor) -> None:
-    """Refuse what would meet the wrong neighbours without a sound; `keys` are sorted."""
+    """Refuse cells that would silently be paired with the wrong neighbours; `keys` are sorted."""
     upper = torch.tensor(shape, device=cells.device)
     outside = ((cells < 0).any(1) | (cells[:, 1:] >= upper).any(1)).sum()
     twice = (keys[1:] == keys[:-1]).sum()

@@ -1,4 +1,4 @@
-"""A small sparse U-Net over pillars: what GeoMAE's window transformer can be exchanged for."""
+"""A small sparse U-Net over pillars, an alternative to GeoMAE's window transformer."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class ConvEncoderSettings:
 
 @dataclass(frozen=True)
 class ConvStructure:
-    """Who meets whom, at every level.
+    """The rulebooks of every level.
 
     Args:
         blocks: rules of the residual blocks, finest level first.
         downs: rules from each level to the next coarser one.
-        ups: rules of the way back.
+        ups: rules from each level to the next finer one.
     """
 
     blocks: tuple[Rulebook, ...]
@@ -60,7 +60,7 @@ class SparseConvEncoder(nn.Module):
     """Residual blocks of submanifold convolutions at several resolutions, joined as in a U-Net.
 
     On the way down, `depth` blocks, LayerNorm and a strided convolution at each level; on the way up, LayerNorm, an
-    inverse convolution, the sum with what the way down had there, and `depth` blocks; a last LayerNorm. Blocks are
+    inverse convolution, the sum with the features of the way down, and `depth` blocks; a last LayerNorm. Blocks are
     those of Masked Scene Modeling's hybrid U-Net (arXiv 2504.06719) with LayerNorm for RMSNorm, which took up to
     five times as long on a CPU. Normalisation is per pillar, so nothing passes between samples.
 
@@ -87,7 +87,7 @@ class SparseConvEncoder(nn.Module):
         return self.settings.dim
 
     def partition(self, pillars: Int[Tensor, "pillars 3"], shape: tuple[int, int]) -> ConvStructure:
-        """Work out who meets whom: integers from integers. Waits for the device.
+        """Compute the rulebooks from integer positions. Costs host syncs.
 
         Args:
             pillars: distinct (sample, y, x), in any order.
@@ -110,10 +110,10 @@ class SparseConvEncoder(nn.Module):
         for level, rules in enumerate(structure.blocks):
             if level:
                 skips.append(x)
-                x = self.downs[level - 1](x, structure.downs[level - 1])
+                x = self.downs[level - 1](x, structure.downs[level - 1])  # [cells of the level, dim]
             x = self.before[level](x, rules)
         for level in reversed(range(len(self.ups))):
-            x = skips[level] + self.ups[level](x, structure.ups[level])
+            x = skips[level] + self.ups[level](x, structure.ups[level])  # [cells of the level, dim]
             x = self.after[level](x, structure.blocks[level])
         return self.norm(x)
 
@@ -132,7 +132,7 @@ class ResidualBlock(nn.Module):
         nn.init.constant_(self.norm2.weight, 0.1)
 
     def forward(self, x: Float[Tensor, "cells dim"], rules: Rulebook) -> Float[Tensor, "cells dim"]:
-        hidden = nn.functional.gelu(self.conv1(self.norm1(x), rules))
+        hidden = nn.functional.gelu(self.conv1(self.norm1(x), rules))  # [cells, dim]
         return x + self.norm2(self.conv2(hidden, rules))
 
 
@@ -145,7 +145,7 @@ class Resample(nn.Module):
         self.conv = kind(settings.dim, settings.dim, backend=settings.backend)
 
     def forward(self, x: Float[Tensor, "cells dim"], rules: Rulebook) -> Float[Tensor, "cells_out dim"]:
-        return self.conv(self.norm(x), rules)
+        return self.conv(self.norm(x), rules)  # [cells_out, dim]
 
 
 class Blocks(nn.ModuleList):
@@ -153,7 +153,7 @@ class Blocks(nn.ModuleList):
 
     def forward(self, x: Float[Tensor, "cells dim"], rules: Rulebook) -> Float[Tensor, "cells dim"]:
         for block in self:
-            x = block(x, rules)
+            x = block(x, rules)  # [cells, dim]
         return x
 
 

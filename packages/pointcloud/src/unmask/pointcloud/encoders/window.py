@@ -1,8 +1,8 @@
 """Pillars as tokens, and the sparse window transformer over them (SST, arXiv 2112.06375), as GeoMAE uses both.
 
-Every backbone has the same interface: ``structure = backbone.partition(pillars, shape)`` works out from integer
-positions who sees whom, and ``backbone(x, structure)`` takes one row per pillar to one row per pillar. A method draws
-structures ahead, so that its forward pass is arithmetic only.
+Every backbone has the same interface: ``structure = backbone.partition(pillars, shape)`` computes which pillars
+interact, from integer positions, and ``backbone(x, structure)`` maps one row per pillar to one row per pillar. A method
+puts structures in its plan, so that its forward pass is arithmetic only.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class PillarEncoder(nn.Module):
         with torch.autocast(points.device.type, enabled=False):
             first, second = self.layers
             dtype = next(first.parameters()).dtype
-            points = points[voxels.order].to(torch.promote_types(dtype, torch.float32))
+            points = points[voxels.order].to(torch.promote_types(dtype, torch.float32))  # [kept, channels]
             xyz, pillar = points[:, :3], voxels.pillar_of
-            mean = segment_mean(xyz, voxels.pillar_starts)
+            mean = segment_mean(xyz, voxels.pillar_starts)  # [pillars, 3]
             x = torch.cat([points, xyz - mean[pillar], xyz - self._centres(voxels, xyz)[pillar]], dim=1)
-            x = first(x.to(dtype))
-            x = second(torch.cat([x, segment_max(x, voxels.pillar_starts)[pillar]], dim=1))
-            return segment_max(x, voxels.pillar_starts)
+            x = first(x.to(dtype))  # [kept, dim / 2]
+            x = second(torch.cat([x, segment_max(x, voxels.pillar_starts)[pillar]], dim=1))  # [kept, dim]
+            return segment_max(x, voxels.pillar_starts)  # [pillars, dim]
 
     def _centres(self, voxels: Voxels, like: Tensor) -> Float[Tensor, "pillars 3"]:
         """The middle of each pillar: x, y, z in metres."""
         _, row, column = voxels.pillars.unbind(1)
-        place = torch.stack([column, row, torch.zeros_like(row)], dim=1)
+        index = torch.stack([column, row, torch.zeros_like(row)], dim=1)
         size, lower = (like.new_tensor(v) for v in (self.grid.pillar, self.grid.lower))
-        return (place + 0.5) * size + lower
+        return (index + 0.5) * size + lower
 
 
 class PointLayer(nn.Module):
@@ -78,7 +78,7 @@ class PointLayer(nn.Module):
         self.norm = nn.BatchNorm1d(width_out, eps=1e-3, momentum=0.01)
 
     def forward(self, x: Float[Tensor, "points width_in"]) -> Float[Tensor, "points width_out"]:
-        x, norm = self.linear(x), self.norm
+        x, norm = self.linear(x), self.norm  # [points, width_out]
         if self.training and len(x) == 1:  # a lone point has no variance: as in eval mode
             return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps).relu()
         return norm(x).relu()
@@ -111,26 +111,26 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class Windows:
-    """Who attends to whom, aligned and shifted.
+    """The windows of aligned and of shifted layers.
 
     Args:
         groups: the pillars grouped by window.
-        place: position of each pillar inside its window, ``y * window + x``, in the order of its groups.
+        slot: index of each pillar inside its window, ``y * window + x``, in the order of its groups.
     """
 
     groups: tuple[Groups, Groups]
-    place: tuple[Int[Tensor, "pillars"], Int[Tensor, "pillars"]]
+    slot: tuple[Int[Tensor, "pillars"], Int[Tensor, "pillars"]]
 
 
 class WindowTransformer(nn.Module):
     """Post-norm transformer layers with full attention among the pillars of one window (SST, section 3).
 
     A window holds as many tokens as it has pillars: none is dropped, and none is added as padding. A fixed sine-cosine
-    code of the place in the window is added to queries and keys only.
+    embedding of the position in the window is added to queries and keys only.
 
     Args:
         settings: its shape.
-        depth: blocks, if others than the settings'.
+        depth: number of blocks; None takes the settings'.
     """
 
     table: Tensor
@@ -162,21 +162,21 @@ class WindowTransformer(nn.Module):
     def forward(self, x: Float[Tensor, "n dim"], structure: Windows) -> Float[Tensor, "n dim"]:
         if len(x) == 0:
             return x
-        positions = [self.table[place][None] for place in structure.place]
-        back: Tensor | None = None  # from the order x is in to the order it came in
+        positions = [self.table[slot][None] for slot in structure.slot]  # [1, n, dim] each
+        back: Tensor | None = None  # from the current order of x to that of the input
         for i, layer in enumerate(self.layers):
             groups = structure.groups[i % 2]
             x = x[groups.order if back is None else back[groups.order]]
-            x = layer(x[None], groups.sizes, positions[i % 2])[0]
+            x = layer(x[None], groups.sizes, positions[i % 2])[0]  # [n, dim]
             back = groups.inverse
         return x if back is None else x[back]
 
 
-def window_positions(window: int, dim: int) -> Float[Tensor, "places dim"]:
-    """The code of every place (y, x) of a window, row-major: x in the first half of the channels, y in the second.
+def window_positions(window: int, dim: int) -> Float[Tensor, "slots dim"]:
+    """The embedding of every position (y, x) of a window, row-major: x in the first half of the channels, then y.
 
-    Channel 2i of a half is ``sin(t / 10000 ** (2i / half))`` and channel 2i + 1 the cosine, with t the place counted
-    from the window's middle, in pillars.
+    Channel 2i of a half is ``sin(t / 10000 ** (2i / half))`` and channel 2i + 1 the cosine, with t the distance from
+    the window's middle, in pillars.
     """
     half = dim // 2
     frequency = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
@@ -187,9 +187,9 @@ def window_positions(window: int, dim: int) -> Float[Tensor, "places dim"]:
 
 
 def init_weights(module: nn.Module) -> None:
-    """The released code's start: every matrix Xavier-uniform, attention biases 0, the rest as torch makes it.
+    """The released initialisation: every matrix Xavier-uniform, attention biases 0, the rest PyTorch's default.
 
-    The pillar encoder is no part of the released backbone and keeps torch's start altogether.
+    The pillar encoder is no part of the released backbone and keeps PyTorch's initial values.
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() > 1:
@@ -226,8 +226,8 @@ def encode(batch: PointBatch, pillar_encoder: PillarEncoder, backbone: Any) -> P
 
     Args:
         batch: the clouds.
-        pillar_encoder: points to one vector per pillar.
-        backbone: from these to as many, each having seen others; see the interface above.
+        pillar_encoder: maps points to one vector per pillar.
+        backbone: maps these to as many features; see the interface above.
 
     Raises:
         UnmaskError: a cloud of the batch has no point inside the range.
@@ -242,7 +242,7 @@ def encode(batch: PointBatch, pillar_encoder: PillarEncoder, backbone: Any) -> P
 
 
 def pad(x: Float[Tensor, "pillars dim"], voxels: Voxels) -> PillarFeatures:
-    """Concatenated rows as a rectangle with a row of tokens per sample."""
+    """Features of concatenated pillars, padded to one row of tokens per sample."""
     valid = valid_pillars(voxels)
     tokens = x.new_zeros(*valid.shape, x.shape[1])
     tokens[valid] = x

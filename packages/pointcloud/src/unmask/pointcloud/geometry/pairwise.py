@@ -30,10 +30,10 @@ Backend = Literal["auto", "spconv", "torch"]
 def resolve_backend(backend: Backend) -> Literal["spconv", "torch"]:
     """The implementation that a setting stands for.
 
-    ``auto`` is ``torch``, because spconv was not measured faster: forward and backward on one CPU core, 500 to 15,000
+    ``auto`` is ``torch``, because spconv measured no faster: forward and backward on one CPU core, 500 to 15,000
     cells in 2-D and a room in 3-D, 64 and 128 channels, torch took 0.97 to 1.09 times spconv's CPU time for a layer and
-    0.99 to 1.04 times for a whole encoder with its search for neighbours. Torch's is there on every Python and device,
-    compiles, computes in bfloat16, and needs no import of five seconds. spconv on a GPU was not tried.
+    0.99 to 1.04 times for a whole encoder with its search for neighbours. Torch's runs on every Python and device,
+    compiles, computes in bfloat16, and saves an import of five seconds. spconv on a GPU was not tried.
 
     Raises:
         UnmaskError: ``spconv`` is asked for and cannot be imported.
@@ -63,7 +63,6 @@ def torch_conv(
     return _pairwise(x, weight, inputs, outputs, counts, rows_out, own)
 
 
-@torch.compiler.disable
 def spconv_conv(
     x: Float[Tensor, "rows channels"],
     weight: Float[Tensor, "out_channels *kernel channels"],
@@ -73,6 +72,12 @@ def spconv_conv(
     own: int | None,
 ) -> Float[Tensor, "rows_out out_channels"]:
     """The sum by spconv; for `pairs` and `counts` see `unmask.pointcloud.encoders.sparse.Rulebook.for_spconv`."""
+    # Disabled here, not by a decorator, because that imports torch._dynamo, which takes seconds.
+    conv = torch.compiler.disable(_spconv_conv) if torch.compiler.is_compiling() else _spconv_conv
+    return conv(x, weight, pairs, counts, rows_out, own)
+
+
+def _spconv_conv(x: Tensor, weight: Tensor, pairs: Tensor, counts: Tensor, rows_out: int, own: int | None) -> Tensor:
     functional, native = _spconv()
     conv = functional.indice_conv if own is None else functional.indice_subm_conv
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -1,9 +1,9 @@
 """The geometry that GeoMAE predicts: centres of mass, occupied cells, surface normals and curvatures.
 
 Computed from raw points, without gradient, in float64 inside and float32 outside. Components are z, y, x. GeoMAE:
-arXiv 2305.08808; what each target is follows the released code (Tsinghua-MARS-Lab/GeoMAE, Apache-2.0), the way there
-does not: sums run over occupied cells instead of dense tables, the neighbourhood's scatter matrix is put together from
-ten sums per pillar, and its eigenvectors have a closed form.
+arXiv 2305.08808; the targets are those of the released code (Tsinghua-MARS-Lab/GeoMAE, Apache-2.0), the computation is
+ours: sums run over occupied cells instead of dense tables, the neighbourhood's scatter matrix is assembled from ten
+sums per pillar, and its eigenvectors have a closed form.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KAPPA_EPS = 1e-9  # of the released code, square metres
 
 @dataclass(frozen=True)
 class GeometryTargets:
-    """What is predicted of some pillars; float32 without gradient, components z, y, x.
+    """The targets of some pillars; float32 without gradient, components z, y, x.
 
     Args:
         low: centre of mass of the points in each finest cell, from the cell's lower corner and in units of the cell:
@@ -42,7 +42,7 @@ class GeometryTargets:
         low_occupied: which finest cells have points.
         med_occupied: which middle cells have points.
         normal: unit normal of the surface around the pillar. An eigenvector has no sign; ours points up: z > 0 or,
-            within a milliradian of the horizontal, y > 0 or, if that is as small, x > 0. So turning a cloud about the
+            within a milliradian of the horizontal, y > 0 or, if that is as small, x > 0. So rotating a cloud about the
             vertical, or mirroring it in x or y, keeps the side that is up. (0, 0, 1) where the neighbourhood is a
             single point. Where the two smaller shares are equal, as for points on a line, it is some direction at right
             angles to the line, which rounding decides.
@@ -61,24 +61,24 @@ class GeometryTargets:
 
 @dataclass(frozen=True)
 class _Centroids:
-    """The centres of mass of one level: where points are, ordered by pillar and slot.
+    """The centres of mass of one level's occupied cells, ordered by pillar and slot.
 
     Args:
         pillar: the pillar of each cell.
-        slot: its place in the pillar.
+        slot: its index in the pillar.
         count: points inside.
-        place: centre of mass z, y, x, from the pillar's lower corner and in finest cells.
+        position: centre of mass z, y, x, from the pillar's lower corner and in finest cells.
     """
 
     pillar: Int[Tensor, "cells"]
     slot: Int[Tensor, "cells"]
     count: Float[Tensor, "cells"]
-    place: Float[Tensor, "cells 3"]
+    position: Float[Tensor, "cells 3"]
 
     def merged(self, slot: Int[Tensor, "cells"], slots: int) -> _Centroids:
         """The centres of mass of larger cells: `slot` is that of each cell, of `slots` per pillar."""
         key, by_key = torch.sort(self.pillar * slots + slot, stable=True)
-        weighted = torch.cat([self.place * self.count[:, None], self.count[:, None]], dim=1)
+        weighted = torch.cat([self.position * self.count[:, None], self.count[:, None]], dim=1)
         starts = run_starts(key)
         sums = segment_sum(weighted.index_select(0, by_key), starts)
         pillar = key[starts[:-1]] // slots
@@ -125,8 +125,8 @@ def geometry_targets(
 def _low(points: Tensor, voxels: Voxels, grid: VoxelGrid) -> _Centroids:
     """The centres of mass of the finest cells."""
     inside = torch.stack([u.frac() for u in low_units(points[:, :3].index_select(0, voxels.order), grid)], dim=1)
-    place = segment_mean(inside, voxels.low_starts) + _cells(voxels.low_slot, grid.low)
-    return _Centroids(voxels.low_pillar, voxels.low_slot, voxels.low_starts.diff().double(), place)
+    position = segment_mean(inside, voxels.low_starts) + _cells(voxels.low_slot, grid.low)
+    return _Centroids(voxels.low_pillar, voxels.low_slot, voxels.low_starts.diff().double(), position)
 
 
 def _cells(slots: Int[Tensor, "n"], counts: tuple[int, int, int]) -> Float[Tensor, "n 3"]:
@@ -149,13 +149,13 @@ def _table(
         centroids: of one level.
         counts: cells of that level per pillar.
         low: finest cells per pillar.
-        row: the row of each pillar, `rows` for those not asked for.
-        rows: pillars asked for. The others share one more row, which is cut off: to leave their cells out, the host
+        row: the row of each pillar in the result, `rows` for those without one.
+        rows: pillars in the result. The others share one more row, which is cut off: to leave their cells out, the host
             would have to wait for the number of the rest.
     """
     slots = counts[0] * counts[1] * counts[2]
     per = [fine / own for fine, own in zip(low, counts, strict=True)]
-    inside = centroids.place / _constant(per, centroids.place) - _cells(centroids.slot, counts)
+    inside = centroids.position / _constant(per, centroids.position) - _cells(centroids.slot, counts)
     at = row[centroids.pillar] * slots + centroids.slot
     table = inside.new_zeros((rows + 1) * slots, 3, dtype=torch.float32)
     table[at] = inside.float().clamp_(0, _BELOW_ONE)
@@ -169,17 +169,17 @@ def _scatter(
 ) -> Float[Tensor, "rows 3 3"]:
     """``sum_k (q_k - c)(q_k - c)^T`` over the middle cells of each pillar's 3 x 3 neighbourhood, in square metres.
 
-    A pillar j adds what it has about its own centre c_j, shifted by D = c_j - c: with d_k = q_k - c_j that is
+    A pillar j adds its moments about its own centre c_j, shifted by D = c_j - c: with d_k = q_k - c_j that is
     ``sum d d^T + (sum d) D^T + D (sum d)^T + n D D^T``. So a pillar is summed once, not for each of nine neighbours,
     and no term is much larger than the result.
     """
-    size = _constant(grid.low_cell[::-1], med.place)
-    d = (med.place - top.place.index_select(0, med.pillar)) * size
+    size = _constant(grid.low_cell[::-1], med.position)
+    d = (med.position - top.position.index_select(0, med.pillar)) * size
     z, y, x = d.unbind(1)
     moments = torch.stack([z * z, z * y, z * x, y * y, y * x, x * x, z, y, x, torch.ones_like(z)], dim=1)
     starts = torch.searchsorted(med.pillar, torch.arange(len(top.pillar) + 1, device=rows.device))
     corner = torch.nn.functional.pad(voxels.pillars[:, 1:], (1, 0)) * _constant(grid.low, size)
-    own = torch.cat([segment_sum(moments, starts), (top.place + corner) * size], dim=1)
+    own = torch.cat([segment_sum(moments, starts), (top.position + corner) * size], dim=1)
     # A missing neighbour is read from a row of zeros before the first pillar.
     around = neighbours(voxels.pillars, grid.shape).index_select(0, rows) + 1
     near = torch.cat([own.new_zeros(1, 13), own]).index_select(0, around.flatten())
@@ -192,7 +192,7 @@ def _scatter(
 
 
 def _upward(normals: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-    """The same lines, with the sign that `GeometryTargets` describes."""
+    """The same normals, with the sign that `GeometryTargets` describes."""
     z, y, x = normals.unbind(1)
     decides = torch.where(z.abs() > _LEVEL, z, torch.where(y.abs() > _LEVEL, y, x))
     return torch.where(decides[:, None] < 0, -normals, normals)
@@ -274,5 +274,5 @@ def _times(diagonal: Float[Tensor, "3 n"], off: Float[Tensor, "3 n"], v: Float[T
 
 
 def _constant(values: Sequence[int] | Sequence[float], like: Tensor) -> Tensor:
-    """A few numbers beside a tensor, written there: the host would wait for a copy."""
+    """A few numbers as a tensor, filled in on the device of `like`: a copy from the host would cost a sync."""
     return torch.stack([like.new_full((), value) for value in values])

@@ -82,7 +82,7 @@ class VoxelGrid:
         return x, y, z, x + nx * dx, y + ny * dy, z + dz
 
     def med_slot(self, low_slot: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-        """The middle cells that these finest cells are part of, worked out on their device."""
+        """The middle cells that these finest cells are part of, computed on their device."""
         (lz, ly, lx), (mz, my, mx) = self.low, self.med
         rows = low_slot // lx
         z, y, x = rows // (ly * (lz // mz)), rows % ly // (ly // my), low_slot % lx // (lx // mx)
@@ -160,7 +160,7 @@ def low_units(
 
 
 def voxelise(points: Float[Tensor, "total channels"], offsets: Int[Tensor, "batch_plus_1"], grid: VoxelGrid) -> Voxels:
-    """Sorts points into cells, with no cap on points or cells.
+    """Sort points into cells, with no cap on points or cells.
 
     Points outside the range, or with a position that is not finite, are in no cell; a sample may have none that is.
     The host waits three times, for the numbers of points inside, of cells and of pillars.
@@ -236,7 +236,7 @@ def neighbours(pillars: Int[Tensor, "pillars 3"], shape: tuple[int, int]) -> Int
     Returns:
         Rows of `pillars`; -1 where there is none. The host waits for nothing.
     """
-    # One empty pillar around every sample's grid, so that a step over the edge lands on a key that nobody has.
+    # One empty pillar around every sample's grid, so that a step over the edge gives a key that no pillar has.
     width = shape[1] + 2
     key = (pillars[:, 0] * (shape[0] + 2) + pillars[:, 1] + 1) * width + pillars[:, 2] + 1
     ascending, row = torch.sort(key)

@@ -3,23 +3,23 @@
 Tian et al., CVPR 2023, arXiv 2305.08808.
 
 A sweep is cut into pillars, and 70 % of those that hold points are hidden. A sparse window transformer encodes the
-visible ones; two light decoders of the same kind see them beside a learned token at every hidden place and predict
-geometry there: where the points' centre of mass lies in the pillar and in two finer grids of cells, which cells hold
-points, and the normal and curvature of the surface around.
+visible ones; two light decoders of the same kind see them and a learned mask token at every hidden position, and
+predict the geometry there: the points' centre of mass in the pillar and in the cells of two finer grids, which cells
+hold points, and the normal and curvature of the surrounding surface.
 
 Where the released code differs from the paper or leaves a choice, this file does the following:
 
-* Curvature is predicted and scored, as the paper says; the released training loss leaves it out. Its weight is not
+* Curvature is predicted and scored, as in the paper; the released training loss leaves it out. Its weight is not
   known: 4, the normal's, is ours. ``weights: {curvature: 0}`` is the released loss.
-* Normals are scored by their squared error, as released (``normal_loss: plain``). An eigenvector has no sign of its
-  own: the released targets carry whatever sign their SVD returns, ours the one that `geometry_targets` fixes, and
+* Normals are scored by their squared error, as released (``normal_loss: plain``). The sign of an eigenvector is
+  arbitrary: the released targets have whatever sign their SVD returns, ours the one that `geometry_targets` fixes, and
   ``normal_loss: sign_invariant`` takes the better of both signs.
 * The pillar encoder runs on all pillars and the visible ones are taken from its result, as released. So in training
-  its BatchNorm knows the mean and variance of hidden points too; in eval mode nothing of them reaches the encoder.
+  its BatchNorm statistics include hidden points; in eval mode nothing of them reaches the encoder.
 * At least one pillar of a sample stays visible.
-* Cells of all sizes are found by integer division of the finest cell's index; the released code divides coordinates
-  anew for every size, which can disagree by one cell on a border.
-* A step whose clouds have one pillar each, so that nothing can be hidden, teaches nothing instead of failing.
+* Cells of all sizes follow from the finest cell's index by integer division; the released code divides coordinates
+  again for every size, which can disagree by one cell on a border.
+* A step whose clouds have one pillar each, so that nothing can be hidden, has a loss of 0 instead of failing.
 * Optimizer and augmentation are the recipe's: ``paper`` holds the released values but for what its comment names.
 
 BatchNorm normalises by the points of one micro-batch on one device, and its running statistics move with each of them.
@@ -111,14 +111,14 @@ class Settings:
     Args:
         encoder: the window transformer. The pillar encoder, the decoders and their windows take width, heads and window
             from it.
-        convolutions: an encoder of sparse convolutions in the place of the window transformer (ours, not the paper's);
-            null for none. The decoders stay what they are.
+        convolutions: an encoder of sparse convolutions instead of the window transformer (ours, not the paper's); null
+            for none. The decoders do not change.
         decoder_depth: blocks of each of the two decoders.
         mask_ratio: share of non-empty pillars hidden, in (0, 1).
         low: finest cells per pillar along z, y, x.
         med: middle cells per pillar along z, y, x; each divides the finest.
         weights: of the loss terms.
-        normal_loss: ``plain`` squared error, or ``sign_invariant``: to the nearer of the normal and its opposite.
+        normal_loss: ``plain`` squared error, or ``sign_invariant``: that to the nearer of the normal and its opposite.
     """
 
     encoder: WindowSettings = field(default_factory=WindowSettings)
@@ -141,7 +141,7 @@ def build(settings: Settings, data: DataSettings) -> GeoMAE:
 
 
 def voxel_grid(data: DataSettings, settings: Settings) -> VoxelGrid:
-    """The cells that data and model settings describe together: pillars over the whole height of the range."""
+    """The cells that data and model settings define together: pillars over the whole height of the range."""
     shape = data.grid_shape
     assert data.range is not None and data.pillar is not None
     x, y, bottom, _, _, top = data.range
@@ -149,7 +149,7 @@ def voxel_grid(data: DataSettings, settings: Settings) -> VoxelGrid:
 
 
 def planned(recipe: Recipe) -> Recipe:
-    """The recipe with some range and pillar where the data have not been looked at: weights depend on neither."""
+    """The recipe with a stand-in range and pillar where the data have not been read: weights depend on neither."""
     data: DataSettings = recipe.data
     span = data.range or (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
     pillar = data.pillar or (span[3] - span[0], span[4] - span[1])
@@ -158,10 +158,10 @@ def planned(recipe: Recipe) -> Recipe:
 
 @dataclass(frozen=True)
 class CloudPlan(Plan):
-    """A mask over pillars, and the pillars it speaks of.
+    """A mask over pillars, and these pillars.
 
     Args:
-        voxels: which point lies in which cell, worked out from positions.
+        voxels: which point lies in which cell, computed from positions.
     """
 
     voxels: Voxels
@@ -173,11 +173,11 @@ class CloudPlan(Plan):
 
 @dataclass(frozen=True)
 class GeoMAEPlan(CloudPlan):
-    """What a mask means for the networks; `GeoMAE.plan` works it out.
+    """The indices and structures that the networks need for a mask; `GeoMAE.plan` computes them.
 
     Args:
-        visible: rows of ``voxels.pillars``, rising.
-        hidden: rows of ``voxels.pillars``, rising.
+        visible: rows of ``voxels.pillars``, ascending.
+        hidden: rows of ``voxels.pillars``, ascending.
         seen: the encoder's structure, over visible pillars.
         whole: the decoders' windows, over all pillars.
     """
@@ -190,7 +190,7 @@ class GeoMAEPlan(CloudPlan):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the heads answer for the hidden pillars; None where the term has no weight. Components are z, y, x."""
+    """The heads' outputs for the hidden pillars; None where the term has no weight. Components are z, y, x."""
 
     low: Float[Tensor, "hidden low 3"] | None = None
     med: Float[Tensor, "hidden med 3"] | None = None
@@ -227,7 +227,7 @@ class GeoMAE(nn.Module):
         init_weights(self.heads)
 
     def _outputs(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Values per hidden pillar of every head that has a weight: those of the first decoder, and of the second."""
+        """Values per hidden pillar of every head with a weight: those of the first decoder, and of the second."""
         low, med = self.grid.num_low, self.grid.num_med
         cells = {"low": 3 * low, "med": 3 * med, "top": 3, "low_occupancy": 2 * low, "med_occupancy": 2 * med}
         surface = {"normal": 3, "curvature": 3}
@@ -243,7 +243,7 @@ class GeoMAE(nn.Module):
         return self.plan(self.masking(key.stream("mask"), (valid.shape[1],), valid), voxels)
 
     def plan(self, mask: Mask, voxels: Voxels) -> GeoMAEPlan:
-        """The plan of a mask [batch, most pillars], for example one from elsewhere.
+        """The plan of a given mask [batch, most pillars].
 
         Raises:
             UnmaskError: the clouds have no pillar at all.
@@ -257,24 +257,27 @@ class GeoMAE(nn.Module):
         return GeoMAEPlan(mask, voxels, visible=rows[1], hidden=rows[0], seen=seen, whole=whole)
 
     def answers(self, batch: PointBatch, plan: GeoMAEPlan) -> Prediction:
-        """Encode what is visible, decode all, and answer for the hidden pillars."""
-        tokens = self.pillar_encoder(batch.points, plan.voxels)
-        latent = self.encoder(tokens[plan.visible], plan.seen)
-        x = self.mask_token.to(latent.dtype).expand(len(tokens), -1).index_copy(0, plan.visible, latent)
+        """Encode the visible pillars, decode all, and predict the hidden ones."""
+        tokens = self.pillar_encoder(batch.points, plan.voxels)  # [pillars, dim]
+        latent = self.encoder(tokens[plan.visible], plan.seen)  # [visible, dim]
+        x = (
+            self.mask_token.to(latent.dtype).expand(len(tokens), -1).index_copy(0, plan.visible, latent)
+        )  # [pillars, dim]
 
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for decoder, names in zip((self.cell_decoder, self.surface_decoder), self._outputs(), strict=True):
             if decoder is not None:
-                decoded = decoder(x, plan.whole)[plan.hidden]
-                found |= {name: self.heads[name](decoded).float() for name in names}
+                decoded = decoder(x, plan.whole)[plan.hidden]  # [hidden, dim]
+                outputs |= {name: self.heads[name](decoded).float() for name in names}  # [hidden, cells * width]
         for name, width in (("low", 3), ("med", 3), ("low_occupancy", 2), ("med_occupancy", 2)):
-            if name in found:
-                found[name] = found[name].unflatten(1, (-1, width))
-        return Prediction(**found)
+            if name in outputs:
+                outputs[name] = outputs[name].unflatten(1, (-1, width))  # [hidden, cells, width]
+        return Prediction(**outputs)
 
     def predict(self, batch: PointBatch, plan: GeoMAEPlan) -> Float[Tensor, "hidden values"]:
-        """All answers for the hidden pillars side by side, in the order of `Prediction`."""
-        return torch.cat([x.flatten(1) for x in vars(self.answers(batch, plan)).values() if x is not None], dim=1)
+        """All outputs for the hidden pillars, concatenated in the order of `Prediction`."""
+        outputs = vars(self.answers(batch, plan)).values()
+        return torch.cat([x.flatten(1) for x in outputs if x is not None], dim=1)  # [hidden, values]
 
     def target(self, batch: PointBatch, plan: GeoMAEPlan) -> GeometryTargets:
         """The geometry of the hidden pillars, from all points of the cloud."""
@@ -285,35 +288,36 @@ class GeoMAE(nn.Module):
 
         Centroids in cells that hold no points do not count; occupancy counts in all cells.
         """
-        answer, asked, weight = self.answers(batch, plan), self.target(batch, plan), self.settings.weights
+        predicted, target, weight = self.answers(batch, plan), self.target(batch, plan), self.settings.weights
         terms = {}
-        if answer.low is not None:
-            terms["low"] = mean_term(l2(answer.low, asked.low), asked.low_occupied, weight.low)
-        if answer.med is not None:
-            terms["med"] = mean_term(l2(answer.med, asked.med), asked.med_occupied, weight.med)
-        if answer.top is not None:
-            terms["top"] = mean_term(l2(answer.top, asked.top), weight=weight.top)
-        if answer.low_occupancy is not None:
-            values = occupancy_loss(answer.low_occupancy, asked.low_occupied)
+        if predicted.low is not None:
+            terms["low"] = mean_term(l2(predicted.low, target.low), target.low_occupied, weight.low)  # of [hidden, low]
+        if predicted.med is not None:
+            terms["med"] = mean_term(l2(predicted.med, target.med), target.med_occupied, weight.med)  # of [hidden, med]
+        if predicted.top is not None:
+            terms["top"] = mean_term(l2(predicted.top, target.top), weight=weight.top)  # of [hidden]
+        if predicted.low_occupancy is not None:
+            values = occupancy_loss(predicted.low_occupancy, target.low_occupied)  # [hidden, low]
             terms["low_occupancy"] = mean_term(values, weight=weight.low_occupancy)
-        if answer.med_occupancy is not None:
-            values = occupancy_loss(answer.med_occupancy, asked.med_occupied)
+        if predicted.med_occupancy is not None:
+            values = occupancy_loss(predicted.med_occupancy, target.med_occupied)  # [hidden, med]
             terms["med_occupancy"] = mean_term(values, weight=weight.med_occupancy)
-        if answer.normal is not None:
+        if predicted.normal is not None:
             loss = l2 if self.settings.normal_loss == "plain" else unsigned_l2
-            terms["normal"] = mean_term(loss(answer.normal, asked.normal), weight=weight.normal)
-        if answer.curvature is not None:
-            terms["curvature"] = mean_term(l2(answer.curvature, asked.curvature), weight=weight.curvature)
+            terms["normal"] = mean_term(loss(predicted.normal, target.normal), weight=weight.normal)  # of [hidden]
+        if predicted.curvature is not None:
+            values = l2(predicted.curvature, target.curvature)  # [hidden]
+            terms["curvature"] = mean_term(values, weight=weight.curvature)
         return Output(terms)
 
     def counts(self, batch: PointBatch, plan: GeoMAEPlan) -> dict[str, Tensor | float]:
         """Each term's count without a forward pass (which would move BatchNorm's statistics)."""
         voxels, hidden, (low, med) = plan.voxels, float(len(plan.hidden)), (self.grid.num_low, self.grid.num_med)
-        asked = plan.visible.new_zeros(len(voxels.pillars), dtype=torch.bool).index_fill_(0, plan.hidden, True)
-        in_low = asked[voxels.low_pillar]
-        in_med = in_low.new_zeros(len(asked) * med)
+        is_hidden = plan.visible.new_zeros(len(voxels.pillars), dtype=torch.bool).index_fill_(0, plan.hidden, True)
+        in_low = is_hidden[voxels.low_pillar]
+        in_med = in_low.new_zeros(len(is_hidden) * med)
         in_med[voxels.low_pillar * med + self.grid.med_slot(voxels.low_slot)] = in_low  # equal within a pillar
-        every: dict[str, Tensor | float] = {
+        counts: dict[str, Tensor | float] = {
             "low": in_low.sum(),
             "med": in_med.sum(),
             "top": hidden,
@@ -322,7 +326,7 @@ class GeoMAE(nn.Module):
             "normal": hidden,
             "curvature": hidden,
         }
-        return {name: count for name, count in every.items() if name in self.heads}
+        return {name: count for name, count in counts.items() if name in self.heads}
 
     def norms_over_all(self) -> set[str]:
         """The pillar encoder's BatchNorms: in training their statistics are those of hidden points too, as released."""
@@ -344,7 +348,7 @@ class GeoMAE(nn.Module):
     def picture(self, batch: PointBatch, plan: GeoMAEPlan) -> dict[str, Float[Tensor, "batch 1 rows columns"]]:
         """The clouds from above: the share of each pillar's finest cells that hold points.
 
-        ``masked`` has 0 at hidden pillars, and ``reconstruction`` the share that the model expects there.
+        ``masked`` has 0 at hidden pillars, and ``reconstruction`` the share that the model predicts there.
         """
         cells = torch.bincount(plan.voxels.low_pillar, minlength=len(plan.voxels.pillars))
         share = cells / self.grid.num_low

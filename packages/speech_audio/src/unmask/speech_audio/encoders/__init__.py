@@ -1,1 +1,1 @@
-"""Networks for sound."""
+"""Speech encoders."""

@@ -41,22 +41,22 @@ class EncoderSettings:
     dropouts 0; X-LARGE the same with ``dim: 1280, depth: 48``.
 
     Args:
-        channels: of the waveform convolutions.
+        channels: width of the waveform convolutions.
         extractor: ``group_norm`` after the first convolution only (BASE), or ``layer_norm`` after each (LARGE).
         conv_bias: biases in the waveform convolutions. HuBERT has none; some LARGE directories in transformers' format
             (and wav2vec 2.0 LARGE) do.
         feature_grad: gradients into the waveform convolutions are multiplied by this, in (0, 1].
         dim: width of the Transformer.
-        depth: its layers.
+        depth: number of Transformer layers.
         heads: attention heads; must divide `dim`.
         mlp_ratio: width of the feed-forward layer over `dim`.
         norm: ``post`` (BASE) or ``pre`` (LARGE).
-        positional_kernel: frames that the positional convolution sees.
+        positional_kernel: width of the positional convolution, in frames.
         positional_groups: its groups; must divide `dim`.
-        input_dropout: after the projection of the waveform features.
-        dropout: at the Transformer's input and at the end of each residual branch.
-        attention_dropout: of attention weights.
-        activation_dropout: inside the feed-forward layer.
+        input_dropout: dropout after the projection of the waveform features; this and the next three are probabilities.
+        dropout: dropout at the Transformer's input and at the end of each residual branch.
+        attention_dropout: dropout of attention weights.
+        activation_dropout: dropout inside the feed-forward layer.
         layer_drop: probability of skipping a whole Transformer layer in training.
     """
 
@@ -104,13 +104,13 @@ class WaveformLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels_in time"], lengths: Int[Tensor, "batch"] | None
     ) -> Float[Tensor, "batch channels frames"]:
-        """`lengths` counts the frames of each clip that this layer puts out; None when all do."""
+        """Convolve, normalise, activate; `lengths` counts the output frames of each clip, None without padding."""
         if isinstance(self.norm, nn.LayerNorm):
             # As a 2-d convolution in channels-last memory: the norm over channels then needs no transposition.
             weight, bias = self.conv.weight[:, :, None], self.conv.bias
-            x = F.conv2d(x[:, :, None], weight, bias, stride=(1, self.stride))[:, :, 0]
+            x = F.conv2d(x[:, :, None], weight, bias, stride=(1, self.stride))[:, :, 0]  # [batch, channels, frames]
             return F.gelu(self.norm(x.transpose(1, 2)).to(x.dtype)).transpose(1, 2)
-        x = self.conv(x)
+        x = self.conv(x)  # [batch, channels, frames]
         if isinstance(self.norm, nn.GroupNorm):
             # In float32 as released, and back to the convolution's type: the longest activations of the model.
             x = (self.norm(x) if lengths is None else _normalise_clips(x, lengths, self.norm)).to(x.dtype)
@@ -130,7 +130,7 @@ def _normalise_clips(
 
 
 class WaveformEncoder(nn.ModuleList):
-    """Seven convolutions: 16 kHz samples to one frame every 320, each of which sees 400."""
+    """Seven convolutions from 16 kHz samples to one frame every 320, with a receptive field of 400."""
 
     def __init__(self, channels: int, extractor: Extractor, bias: bool = False) -> None:
         layers = []
@@ -145,18 +145,18 @@ class WaveformEncoder(nn.ModuleList):
         self, audio: Float[Tensor, "batch samples"], lengths: Int[Tensor, "batch"] | None = None
     ) -> Float[Tensor, "batch frames channels"]:
         """Frames of every clip; those past its end hold arbitrary values."""
-        x = audio[:, None]
+        x = audio[:, None]  # [batch, 1, samples]
         for layer, kernel, stride in zip(self, KERNELS, STRIDES, strict=True):
             if lengths is not None:
                 lengths = ((lengths - kernel) // stride + 1).clamp(min=0)
-            x = layer(x, lengths)
+            x = layer(x, lengths)  # [batch, channels, time]
         return x.transpose(1, 2)
 
 
 class PositionalConvolution(nn.Module):
     """Relative positions as a grouped convolution over frames, weight-normalised over all but the kernel axis.
 
-    The weight starts at N(0, 4 / (kernel * dim)), the bias at 0. With an even kernel the last frame is cut.
+    The weight is initialised from N(0, 4 / (kernel * dim)), the bias is 0. With an even kernel the last frame is cut.
     """
 
     def __init__(self, dim: int, kernel: int, groups: int) -> None:
@@ -168,14 +168,15 @@ class PositionalConvolution(nn.Module):
         self.conv = weight_norm(conv, dim=2)
 
     def forward(self, x: Float[Tensor, "batch frames dim"]) -> Float[Tensor, "batch frames dim"]:
-        return F.gelu(self.conv(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
+        out = self.conv(x.transpose(1, 2))[..., : x.shape[1]]  # [batch, dim, frames]
+        return F.gelu(out).transpose(1, 2)
 
 
 class LayerDrop(nn.Module):
-    """In training, give a layer's input instead of its output with probability `rate` (arXiv 1909.11556).
+    """In training, replace a layer's output by its input with probability `rate` (arXiv 1909.11556).
 
-    The layer is computed all the same: no host sync, one graph to compile, and every parameter has a gradient on every
-    rank. It is one draw for the whole batch from torch's generator, as for dropout.
+    The layer is computed in any case: no host sync, one graph to compile, and every parameter has a gradient on every
+    rank. There is one draw for the whole batch, from torch's generator as for dropout.
     """
 
     def __init__(self, rate: float) -> None:
@@ -204,8 +205,8 @@ class _ScaleGradient(torch.autograd.Function):
 class SpeechEncoder(nn.Module):
     """Waveform convolutions, a projection, a positional convolution and a Transformer.
 
-    As released, linear weights of the Transformer start at N(0, 0.02) and its biases at 0; the projection keeps
-    PyTorch's initial values.
+    As released, linear weights of the Transformer are initialised from a normal distribution with deviation 0.02, its
+    biases are 0, and the projection keeps PyTorch's initial values.
 
     Args:
         settings: the shape.
@@ -236,7 +237,7 @@ class SpeechEncoder(nn.Module):
     def waveform_features(
         self, audio: Float[Tensor, "batch samples"], lengths: Int[Tensor, "batch"] | None = None
     ) -> Float[Tensor, "batch frames channels"]:
-        """What the convolutions put out, before LayerNorm and projection; gradients come back times `feature_grad`.
+        """The convolutions' output, before LayerNorm and projection; its gradient is multiplied by `feature_grad`.
 
         Args:
             audio: 16 kHz, at least 400 samples.
@@ -247,7 +248,7 @@ class SpeechEncoder(nn.Module):
         """
         if audio.shape[1] < RECEPTIVE_FIELD:
             raise UnmaskError(
-                f"clips of {audio.shape[1]} samples are shorter than one frame, which sees {RECEPTIVE_FIELD} samples "
+                f"clips of {audio.shape[1]} samples are shorter than one frame, which takes {RECEPTIVE_FIELD} samples "
                 "(25 ms at 16 kHz); leave them out or pad them with zeros"
             )
         features = self.waveform(audio, lengths)
@@ -267,20 +268,20 @@ class SpeechEncoder(nn.Module):
         Args:
             features: from `waveform_features`.
             valid: False = padding.
-            hidden: True = replaced by `mask_embedding` after the projection, before positions enter. Nothing of what
-                was there passes, not even NaN.
+            hidden: True = replaced by `mask_embedding` after the projection, before positions are added. Nothing of the
+                original passes, not even NaN.
             mask_embedding: needed with `hidden`.
         """
-        x = self._embed(features, valid, hidden, mask_embedding)
+        x = self._embed(features, valid, hidden, mask_embedding)  # [batch, frames, dim]
         for block in self.blocks:
-            x = self.layer_drop(x, block(x, valid=valid))
+            x = self.layer_drop(x, block(x, valid=valid))  # [batch, frames, dim]
         return self.norm(x) if self.settings.norm == "pre" else x
 
     def _embed(
         self, features: Tensor, valid: Tensor | None, hidden: Tensor | None = None, mask_embedding: Tensor | None = None
     ) -> Tensor:
         """The first Transformer layer's input."""
-        x = self.input_drop(self.feature_proj(self.feature_norm(features)))
+        x = self.input_drop(self.feature_proj(self.feature_norm(features)))  # [batch, frames, dim]
         if hidden is not None and mask_embedding is not None:
             x = torch.where(hidden[..., None], mask_embedding.to(x.dtype), x)
         if valid is not None:
@@ -299,7 +300,8 @@ class SpeechEncoder(nn.Module):
                 `unmask.speech_audio.data.frames.num_frames`) hold arbitrary finite values. A clip without a single
                 frame has no meaningful features.
         """
-        return self.contextualise(self.waveform_features(audio, lengths), frame_mask(audio.shape[1], lengths))
+        features = self.waveform_features(audio, lengths)  # [batch, frames, channels]
+        return self.contextualise(features, frame_mask(audio.shape[1], lengths))
 
     def states(
         self,
@@ -325,7 +327,7 @@ class SpeechEncoder(nn.Module):
 
 
 def frame_mask(samples: int, lengths: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch frames"] | None:
-    """Which frames of a padded batch are real: None where no lengths are given."""
+    """True at the frames of a padded batch that are no padding; None where no lengths are given."""
     if lengths is None:
         return None
     return torch.arange(num_frames(samples), device=lengths.device) < num_frames(lengths)[:, None]

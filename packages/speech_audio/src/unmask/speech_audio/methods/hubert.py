@@ -12,8 +12,8 @@ Where the released code (fairseq) differs from the paper or leaves a choice, thi
   it is the mean over all frames; the released code weighs each process by its number of masked frames.
 * Batches may be padded. Padded frames are never hidden, scored or penalised; released batches are cropped to their
   shortest clip and have none (``batching: crop``).
-* Recordings longer than a clip may be are cut into several clips; of each the released data set takes one, at a random
-  place (``long: crop``).
+* Recordings longer than a clip may be are cut into several clips; the released data set takes one crop of each, at a
+  random position (``long: crop``).
 * Every clip keeps its own number of hidden frames; ``masking.equal_counts`` thins them as released.
 * Losses are in nats (the released log shows bits), and there are as many embeddings as clusters: fairseq's dictionaries
   add four symbols that are never a target. The released (classes x frames x dim) tensor of similarities is a matrix
@@ -67,10 +67,10 @@ class HeadSettings:
     """How labels are predicted; the defaults are BASE's.
 
     Args:
-        dim: of the space that cosines are taken in: 256 (BASE), 768 (LARGE), 1024 (X-LARGE).
+        dim: width of the space of the cosine similarities: 256 (BASE), 768 (LARGE), 1024 (X-LARGE).
         untied: a projection for every target instead of one for all.
-        temperature: cosines are divided by this.
-        target_weights: of each target's loss; None = 1 for all.
+        temperature: cosine similarities are divided by this.
+        target_weights: weight of each target's loss, at least 0; None = 1 for all.
     """
 
     dim: int = 256
@@ -87,8 +87,8 @@ class Settings:
         encoder: the network to pre-train.
         head: how labels are predicted.
         masking: which frames are hidden.
-        masked_weight: of the loss over hidden frames; the paper's alpha.
-        unmasked_weight: of the loss over visible frames.
+        masked_weight: weight of the loss over hidden frames; the paper's alpha.
+        unmasked_weight: weight of the loss over visible frames.
         feature_penalty: weight of the mean square of the waveform features.
     """
 
@@ -120,7 +120,7 @@ def build(settings: Settings, data: DataSettings) -> HuBERT:
 
 @dataclass(frozen=True)
 class HuBERTPlan(Plan):
-    """The mask, and where losses are taken.
+    """The mask, and the frames that losses are taken on.
 
     Args:
         hidden: the hidden frames that have labels.
@@ -138,9 +138,9 @@ class HuBERT(nn.Module):
 
     Args:
         encoder: the network to pre-train.
-        targets: what each stream of labels is.
-        masking: any that takes padding will do.
-        head, masked_weight, unmasked_weight, feature_penalty: see `Settings`. Where a weight is 0, so is the work.
+        targets: the label streams: names and numbers of classes.
+        masking: any masking that takes padding.
+        head, masked_weight, unmasked_weight, feature_penalty: see `Settings`. A loss of weight 0 is not computed.
 
     Raises:
         ValueError: weights that are negative or all zero, or not one for each target.
@@ -178,24 +178,22 @@ class HuBERT(nn.Module):
 
     @property
     def loss_on(self) -> dict[str, str]:
-        """Where each term is taken (see `unmask.core.method`)."""
-        places = {
-            "masked": self.masked_weight,
-            "unmasked": self.unmasked_weight,
-            "feature_penalty": self.feature_penalty,
+        """The tokens that each term is taken on (see `unmask.core.method`)."""
+        terms = {
+            "masked": ("hidden", self.masked_weight),
+            "unmasked": ("visible", self.unmasked_weight),
+            "feature_penalty": ("features", self.feature_penalty),
         }
-        words = {"masked": "hidden", "unmasked": "visible", "feature_penalty": "features"}
-        return {name: words[name] for name, weight in places.items() if weight}
+        return {name: tokens for name, (tokens, weight) in terms.items() if weight}
 
     def norms_over_all(self) -> set[str]:
         """The GroupNorm of ``extractor: group_norm``, whose statistics are those of the whole clip, as released."""
         return {name for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)}
 
     def draw(self, batch: AudioBatch, clock: Clock, key: Key) -> HuBERTPlan:
-        """Choose the spans (section II-B), and list the frames where losses are taken.
+        """Choose the spans (section II-B), and list the frames that losses are taken on.
 
-        The host waits for the device once, for the number of those frames and whether there is padding; nothing after
-        this does.
+        Costs one host sync, for the number of those frames and whether there is padding; nothing after it costs any.
 
         Raises:
             UnmaskError: the batch has no labels.
@@ -213,64 +211,67 @@ class HuBERT(nn.Module):
         return HuBERTPlan(mask, _pack(hidden, n_hidden), scored, bool(any_padding))
 
     def _contextualise(self, batch: AudioBatch, plan: HuBERTPlan) -> tuple[Tensor, Tensor]:
-        """Waveform features, and the Transformer's output with hidden frames hidden."""
+        """Waveform features, and the Transformer's output with hidden frames replaced."""
         features = self.encoder.waveform_features(batch.audio, batch.lengths if plan.padded else None)
         valid = plan.mask.valid if plan.padded else None
         return features, self.encoder.contextualise(features, valid, plan.mask.hidden, self.mask_embedding)
 
     def logits(self, x: Float[Tensor, "frames dim"]) -> Float[Tensor, "frames all_classes"]:
         """Cosine similarities with every class's embedding over the temperature (section II-E, eq. 3), in float32."""
-        x = self.final_proj(x)
+        x = self.final_proj(x)  # [frames, heads * head_dim]
         with torch.autocast(x.device.type, enabled=False):
-            projected = F.normalize(x.float().unflatten(1, (self.heads, -1)), dim=2)
-            embeddings = F.normalize(self.label_embeddings.float(), dim=1)
+            projected = F.normalize(x.float().unflatten(1, (self.heads, -1)), dim=2)  # [frames, heads, head_dim]
+            embeddings = F.normalize(self.label_embeddings.float(), dim=1)  # [all_classes, head_dim]
             parts = embeddings.split(self.classes) if self.heads > 1 else [embeddings]
             cosines = [projected[:, k] @ part.T for k, part in enumerate(parts)]
             return torch.cat(cosines, dim=1) / self.temperature
 
     def predict(self, batch: AudioBatch, plan: HuBERTPlan) -> Float[Tensor, "hidden all_classes"]:
-        """Logits of the hidden frames, in the order of ``plan.hidden``, the targets' classes side by side."""
-        return self.logits(plan.hidden.take(self._contextualise(batch, plan)[1]))
+        """Logits of the hidden frames, in the order of ``plan.hidden``, the targets' classes concatenated."""
+        _, x = self._contextualise(batch, plan)  # [batch, frames, dim]
+        return self.logits(plan.hidden.take(x))
 
     @torch.no_grad()
     def target(self, batch: AudioBatch, plan: HuBERTPlan) -> Int[Tensor, "hidden targets"]:
         """The hidden frames' labels, in the order of ``plan.hidden``."""
         assert batch.labels is not None
-        return plan.hidden.take(batch.labels)
+        return plan.hidden.take(batch.labels)  # [hidden, targets]
 
     def forward(self, batch: AudioBatch, plan: HuBERTPlan) -> Output:
         """Cross entropy over hidden (and visible) frames, and the feature penalty; accuracies as metrics."""
         assert batch.labels is not None
-        features, x = self._contextualise(batch, plan)
+        features, x = self._contextualise(batch, plan)  # [batch, frames, channels] and [batch, frames, dim]
         counts = self.counts(batch, plan)
         terms: dict[str, Term] = {}
         metrics: dict[str, Metric] = {}
-        for name, (place, weight) in self._places(plan).items():
-            logits, labels = self.logits(place.take(x)), place.take(batch.labels)
+        for name, (frames, weight) in self._scored(plan).items():
+            # [frames, all_classes] and [frames, targets]
+            logits, labels = self.logits(frames.take(x)), frames.take(batch.labels)
             terms[name] = Term(self._cross_entropy(logits, labels), counts[name], weight)
             metrics |= self._accuracies(name, logits, labels)
         if self.feature_penalty:
-            squares, real = features.float().square().mean(2), plan.mask.valid if plan.padded else None
+            squares = features.float().square().mean(2)  # [batch, frames]
+            real = plan.mask.valid if plan.padded else None
             terms["feature_penalty"] = mean_term(squares, real, self.feature_penalty)
         return Output(terms, metrics)
 
-    def _places(self, plan: HuBERTPlan) -> dict[str, tuple[Packed, float]]:
-        """Where labels are predicted, and the weight of the loss there."""
-        places = {"masked": (plan.hidden, self.masked_weight), "unmasked": (plan.visible, self.unmasked_weight)}
-        return {name: (place, weight) for name, (place, weight) in places.items() if place is not None and weight > 0}
+    def _scored(self, plan: HuBERTPlan) -> dict[str, tuple[Packed, float]]:
+        """The frames whose labels are predicted, and the weight of their loss."""
+        sets = {"masked": (plan.hidden, self.masked_weight), "unmasked": (plan.visible, self.unmasked_weight)}
+        return {name: (frames, weight) for name, (frames, weight) in sets.items() if frames is not None and weight > 0}
 
     def counts(self, batch: AudioBatch, plan: HuBERTPlan) -> dict[str, Tensor | float]:
-        """What each term is divided by: all frames that labels are predicted at, and all frames that are penalised."""
-        places = self._places(plan)
-        predicted = torch.stack([place.offsets[-1] for place, _ in places.values()]).sum()
-        counts: dict[str, Tensor | float] = dict.fromkeys(places, predicted)
+        """The divisor of each term: the number of all scored frames, and of all frames that are penalised."""
+        scored = self._scored(plan)
+        total = torch.stack([frames.offsets[-1] for frames, _ in scored.values()]).sum()
+        counts: dict[str, Tensor | float] = dict.fromkeys(scored, total)
         if self.feature_penalty:
             frames = plan.mask.hidden.numel()
             counts["feature_penalty"] = plan.mask.valid.sum() if plan.padded and plan.mask.valid is not None else frames
         return counts
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The sum over frames and targets, by the targets' weights."""
+        """The sum over frames and targets, weighted by the targets' weights."""
         each = zip(self.target_weights, logits.split(self.classes, dim=1), labels.unbind(1), strict=True)
         return torch.stack([w * F.cross_entropy(part, label, reduction="sum") for w, part, label in each]).sum()
 
@@ -279,13 +280,13 @@ class HuBERT(nn.Module):
         return torch.stack([part.argmax(1) for part in logits.split(self.classes, dim=1)], dim=1)
 
     @torch.no_grad()
-    def _accuracies(self, place: str, logits: Tensor, labels: Tensor) -> dict[str, Metric]:
-        """The share of labels found, over all targets and for each where there are several."""
+    def _accuracies(self, term: str, logits: Tensor, labels: Tensor) -> dict[str, Metric]:
+        """The share of labels predicted right, over all targets and for each where there are several."""
         right = self._best(logits) == labels
-        shares = {f"{place}_accuracy": Metric(right.sum(), right.numel())}
+        shares = {f"{term}_accuracy": Metric(right.sum(), right.numel())}
         if len(self.names) > 1:
             for k, name in enumerate(self.names):
-                shares[f"{place}_accuracy/{k + 1} {name}"] = Metric(right[:, k].sum(), len(right))
+                shares[f"{term}_accuracy/{k + 1} {name}"] = Metric(right[:, k].sum(), len(right))
         return shares
 
     def encode(self, batch: AudioBatch) -> Features:
@@ -295,7 +296,7 @@ class HuBERT(nn.Module):
 
     @torch.no_grad()
     def picture(self, batch: AudioBatch, plan: HuBERTPlan) -> dict[str, Tensor]:
-        """Spectrograms on the frame grid, standardised by what is visible, and labels over time.
+        """Spectrograms on the frame grid, standardised by their visible frames, and labels over time.
 
         Returns:
             ``input`` and ``masked``, [batch, 1, mels, frames], hidden and padded frames 0 in the latter; ``labels`` and
@@ -317,7 +318,7 @@ class HuBERT(nn.Module):
 def _pack(members: Bool[Tensor, "batch frames"], total: int) -> Packed:
     """The members' positions in the flattened batch; `total` is their number, known to the host."""
     flat = members.flatten()
-    slot = torch.where(flat, flat.cumsum(0) - 1, total)  # the rest go to one more slot, which is cut off
+    slot = torch.where(flat, flat.cumsum(0) - 1, total)  # other frames go to one more slot, which is cut off
     positions = torch.arange(len(flat), device=flat.device)
     index = torch.empty(total + 1, dtype=torch.int64, device=flat.device).scatter_(0, slot, positions)[:total]
     return Packed(index, F.pad(members.sum(1).cumsum(0), (1, 0)).to(torch.int32))

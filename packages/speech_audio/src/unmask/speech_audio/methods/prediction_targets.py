@@ -1,14 +1,14 @@
 """Prediction targets: what should masked prediction of speech predict? (arXiv 2409.10788, September 2024).
 
-HuBERT leaves three things open: the features that the first labels are made from, the layer that later labels are made
-from, and how fine the labels are. The paper varies each, scores frozen features, and proposes to predict the clusters
-of several layers at once (layer multi-target, LMT) and residual vector quantised (RVQ) labels. The network, the masks
-and the loss are HuBERT's; only the targets differ.
+HuBERT leaves three choices open: the features of the first labels, the layer of later labels, and the number of
+classes. The paper varies each, scores frozen features, and proposes to predict the clusters of several layers at once
+(layer multi-target, LMT) and residual vector quantised (RVQ) labels. The network, the masks and the loss are HuBERT's;
+only the targets differ.
 
-This is a **reconstruction**: the full paper could not be read, and there is no released code. From it come the two
-proposals and the way of judging them (content, speaker, fine detail, on frozen features). Ours are all numbers: layers,
-clusters, RVQ stages, lengths, and equal weights 1/K for K targets, so that the feature penalty keeps its balance
-(HuBERT's code sums the targets).
+This is a **reconstruction**: the full paper could not be read, and there is no released code. The two proposals and the
+evaluation (content, speaker, fine detail, on frozen features) are the paper's. All numbers are ours: layers, clusters,
+RVQ stages, lengths, and equal weights 1/K for K targets, so that the balance with the feature penalty stays (HuBERT's
+code sums the targets).
 
 ``stages.teacher`` trains the models that layer targets come from; ``stages.compare`` names target sets, and a model of
 equal length is trained on each, with the same seed and masks. The last named set's model is the run itself. At the end
@@ -110,12 +110,12 @@ def planned(recipe: Recipe) -> Recipe:
 
 def outline(recipe: Recipe) -> list[Planned]:
     """The stages of the study for a dry run: the teacher's iterations, then labels and model of every set."""
-    found = outlined(recipe, dict(enumerate(recipe.stages.teacher, start=1)) | dict(_sets(recipe.stages)))
-    return [*found[:-1], replace(found[-1], name="training"), Planned("evaluation")]
+    stages = outlined(recipe, dict(enumerate(recipe.stages.teacher, start=1)) | dict(_sets(recipe.stages)))
+    return [*stages[:-1], replace(stages[-1], name="training"), Planned("evaluation")]
 
 
 def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
-    """Train the teacher and every set but the last; give the recipe of the last."""
+    """Train the teacher and every set but the last; return the recipe of the last."""
     stages = iteration_stages(recipe, folder, recipe.stages.teacher, launch)
     before = tuple(stage.name for stage in stages[-2:])  # the last teacher's labels and model
     *others, (last, iteration) = _sets(recipe.stages)

@@ -1,1 +1,1 @@
-"""Labels that speech methods predict: features, clusters and the sets they are kept in."""
+"""Labels that speech methods predict: features, clusters and label sets."""

@@ -2,7 +2,7 @@
 
 Fitting is MiniBatchKMeans with the settings of HuBERT's scripts (arXiv 2106.07447; fairseq examples/hubert). Assigning
 is argmin_c |x|^2 - 2 x.c + |c|^2, where |x|^2 is left out because it is the same for every c. Residual quantisation
-(arXiv 2409.10788) clusters what is left after subtracting the centroid, stage after stage.
+(arXiv 2409.10788) clusters the residual after subtracting the centroid, stage after stage.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ class ClusteringError(UnmaskError):
 
 @dataclass(frozen=True)
 class KMeansSettings:
-    """How a codebook is fitted; the defaults are HuBERT's, k-means++ as the start included.
+    """How a codebook is fitted; the defaults are HuBERT's, initialisation by k-means++ included.
 
     Args:
-        n_init: starts, of which the best on a part of the sample is used; the slow part, 1 to 3 do on small data.
+        n_init: initialisations, of which the best on a part of the sample is used; slow, and 1 to 3 suffice on small
+            data.
         batch: frames per mini-batch.
         max_iter: passes over the sample at most.
-        tol: stop when the centroids move less than this; 0 does not look.
-        max_no_improvement: stop after so many mini-batches without a better smoothed inertia.
-        reassignment_ratio: share of the largest count below which a centroid is moved to a random frame; 0 never moves.
+        tol: stop when the centroids move less than this; 0 switches this off.
+        max_no_improvement: stop after this many mini-batches without a better smoothed inertia.
+        reassignment_ratio: share of the largest count below which a centroid is moved to a random frame; 0 for never.
     """
 
     n_init: Positive = 20
@@ -67,10 +68,10 @@ def nearest(
 
 
 def _nearest_on_device(frames: Tensor, centroids: Tensor, rows: int) -> Tensor:
-    square, turned = centroids.square().sum(1), centroids.T.contiguous()
+    square, transposed = centroids.square().sum(1), centroids.T.contiguous()
     out = torch.empty(len(frames), dtype=torch.int64, device=frames.device)
     for start in range(0, len(frames), rows):
-        out[start : start + rows] = torch.addmm(square, frames[start : start + rows], turned, alpha=-2).argmin(1)
+        out[start : start + rows] = torch.addmm(square, frames[start : start + rows], transposed, alpha=-2).argmin(1)
     return out
 
 
@@ -78,13 +79,13 @@ def _nearest_on_cpu(
     frames: Float[np.ndarray, "frames dim"], centroids: Float[np.ndarray, "classes dim"], rows: int
 ) -> Int[np.ndarray, "frames"]:
     """The same in NumPy, whose argmin over short rows takes a quarter of torch's time."""
-    square, turned = (centroids**2).sum(1), np.ascontiguousarray(-2 * centroids.T)
+    square, transposed = (centroids**2).sum(1), np.ascontiguousarray(-2 * centroids.T)
     out = np.empty(len(frames), dtype=np.int64)
     products = np.empty((min(rows, len(frames)), len(centroids)), dtype=np.result_type(frames, centroids))
     for start in range(0, len(frames), rows):
         piece = frames[start : start + rows]
         distance = products[: len(piece)]
-        np.matmul(piece, turned, out=distance)
+        np.matmul(piece, transposed, out=distance)
         distance += square
         distance.argmin(1, out=out[start : start + rows])
     return out
@@ -95,9 +96,9 @@ class KMeans:
     """A codebook.
 
     Args:
-        centroids: in the standardised space, where there is one.
-        mean: subtracted from each frame first; None: frames are taken as they are.
-        std: what each dimension is divided by then.
+        centroids: of standardised frames, where `mean` and `std` are given.
+        mean: subtracted from each frame first; None: frames are not standardised.
+        std: divides each dimension after that.
     """
 
     centroids: Float[Tensor, "classes dim"]
@@ -105,7 +106,7 @@ class KMeans:
     std: Float[Tensor, "dim"] | None = None
 
     def standardise(self, frames: Float[Tensor, "frames dim"]) -> Float[Tensor, "frames dim"]:
-        """The frames as the centroids know them.
+        """The frames in the space of the centroids.
 
         Raises:
             ClusteringError: the frames have another number of dimensions.
@@ -133,10 +134,10 @@ def _standardised(frames: Tensor, mean: Tensor | None, std: Tensor | None) -> Te
 
 @dataclass(frozen=True)
 class ResidualKMeans:
-    """Codebooks of what the earlier ones leave; a single stage is plain k-means.
+    """Codebooks of the residuals of earlier ones; a single stage is plain k-means.
 
     Args:
-        stages: the first one standardises.
+        stages: one codebook after the other; only the first one standardises.
     """
 
     stages: tuple[KMeans, ...]
@@ -148,7 +149,7 @@ class ResidualKMeans:
     def quantise(
         self, frames: Float[Tensor, "frames dim"]
     ) -> tuple[Int[Tensor, "frames stages"], Float[Tensor, "stages_and_one"]]:
-        """Labels, and the sum of squares (fp64) of the standardised frames and of what each stage leaves of them."""
+        """Labels, and the sum of squares (fp64) of the standardised frames and of each stage's residuals."""
         rest = self.stages[0].standardise(frames)
         labels, squares = [], [rest.square().sum(dtype=torch.float64)]
         for stage in self.stages:
@@ -156,20 +157,6 @@ class ResidualKMeans:
             rest = rest - stage.centroids[labels[-1]]
             squares.append(rest.square().sum(dtype=torch.float64))
         return torch.stack(labels, dim=1), torch.stack(squares)
-
-    def decode(self, labels: Int[Tensor, "frames stages"]) -> Float[Tensor, "frames dim"]:
-        """The sum of the centroids: what the labels say of the standardised frames.
-
-        Labels of fewer stages give the coarser picture.
-        """
-        picked = (stage.centroids[column] for stage, column in zip(self.stages, labels.T, strict=False))
-        return sum(picked, torch.zeros_like(self.stages[0].centroids[:1]))
-
-    def explained_variance(self, frames: Float[Tensor, "frames dim"]) -> Float[Tensor, "stages"]:
-        """1 - sum of squares left / sum of squares around the frames' mean, after each stage."""
-        known = self.stages[0].standardise(frames)
-        total = (known - known.mean(0)).square().sum(dtype=torch.float64)
-        return (1 - self.quantise(frames)[1][1:] / total).float()
 
 
 def moments(frames: Float[Tensor, "frames dim"]) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
@@ -194,8 +181,8 @@ def fit_kmeans(
 
     Args:
         frames: the sample; fp32, on any device, fitted on the CPU.
-        classes: how many centroids.
-        seed: of the starts and the mini-batches; the same seed and frames give the same codebook.
+        classes: number of centroids.
+        seed: of the initialisations and the mini-batches; the same seed and frames give the same codebook.
         settings: of scikit-learn's MiniBatchKMeans.
         standardise: bring each dimension to zero mean and unit deviation over the sample first.
 
@@ -214,9 +201,9 @@ def fit_residual(
     settings: KMeansSettings = KMeansSettings(),
     standardise: bool = True,
 ) -> ResidualKMeans:
-    """`stages` codebooks, each fitted to what those before leave of the sample; the first one is `fit_kmeans`'s.
+    """`stages` codebooks, each fitted to the residuals of those before it; the first one is `fit_kmeans`'s.
 
-    Args and errors are those of `fit_kmeans`. Needs memory for one more copy of the frames.
+    Arguments and errors are those of `fit_kmeans`. Needs memory for one more copy of the frames.
     """
     if len(frames) < classes:
         raise ClusteringError(
@@ -264,7 +251,7 @@ def _fit_centroids(
 
 
 def readable(clips: Any, index: int) -> Float[Tensor, "samples"] | None:
-    """A clip's waveform; None where it is damaged and the data settings say to go on without such clips."""
+    """A clip's waveform; None where it is damaged and the data settings skip damaged clips."""
     try:
         waveform: Tensor = clips.waveform(index)
     except CorruptSampleError:
@@ -285,16 +272,16 @@ def sample_frames(
     """Frames of a random share of the clips, at most `max_frames`, on the CPU.
 
     Clips are taken in an order that follows from (seed, sample id) until the share or the maximum is reached, so the
-    result does not depend on the order of `clips`, and audio beyond what is needed is not read. Of a recording
-    longer than its entry in ``clips.lengths`` (which are capped), frames are taken evenly to that number, so that a
-    few long recordings do not fill the sample.
+    result does not depend on the order of `clips`, and no more audio is read than needed. Of a recording longer than
+    its entry in ``clips.lengths`` (which are capped), that many frames are taken at even distances, so that a few long
+    recordings do not fill the sample.
 
     Args:
         clips: has ``ids``, ``lengths`` (samples at 16 kHz) and ``waveform(index)``.
-        feature: what to compute of each.
-        max_frames: memory is max_frames x feature.dim x 4 bytes at most, and one clip.
-        share: of the clips, at least one.
-        seed: of the choice.
+        feature: the feature to compute.
+        max_frames: most frames; memory is max_frames x feature.dim x 4 bytes at most, and one clip.
+        share: share of the clips, in (0, 1]; at least one clip is taken.
+        seed: seed of the choice.
 
     Raises:
         ClusteringError: no clips, or they have no frames.

@@ -19,12 +19,12 @@ from unmask.speech_audio.targets.clustering import ClusteringError, KMeans, Resi
 
 @dataclass(frozen=True)
 class Codebook:
-    """All that turns a feature's frames into label streams: per part of its columns, one stream per stage.
+    """The quantiser of a feature's frames: for each part of its columns, one label stream per stage.
 
     Args:
         parts: by name, in the order of the feature's columns.
         average: mean and std of every column, where the parts' columns are standardised, averaged and quantised as
-            one. None: each part is quantised for itself.
+            one. None: each part is quantised on its own.
     """
 
     parts: dict[str, ResidualKMeans]
@@ -48,7 +48,7 @@ class Codebook:
         return torch.cat([part.assign(piece) for part, piece in zip(self.parts.values(), pieces, strict=True)], dim=1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, by name."""
+        """All tensors, by name."""
         out: dict[str, Tensor] = {}
         for p, part in enumerate(self.parts.values()):
             for s, stage in enumerate(part.stages):
@@ -60,7 +60,7 @@ class Codebook:
 
     @property
     def digest(self) -> str:
-        """Changes with any number of the codebook."""
+        """A hash of the parts' names and all tensors."""
         total = hashlib.blake2b(json.dumps(list(self.parts)).encode(), digest_size=16)
         for name, value in sorted(self.tensors().items()):
             total.update(f"{name} {tuple(value.shape)}".encode() + value.numpy().tobytes())
@@ -117,5 +117,5 @@ def averaged(
     std: Float[Tensor, "columns"],
     dim: int,
 ) -> Float[Tensor, "frames dim"]:
-    """The mean over groups of `dim` columns, each column standardised first: else the largest group decides."""
+    """The mean over groups of `dim` columns, each column standardised first, or else the largest group dominates."""
     return ((frames - mean) / std).unflatten(1, (-1, dim)).mean(1)

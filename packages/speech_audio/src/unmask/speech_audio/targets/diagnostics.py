@@ -1,12 +1,12 @@
-"""What labels say: about content, speaker and pitch, and how they are used. Computed without training anything.
+"""Statistics of labels: their use, and their information about content, speaker and pitch. Nothing is trained.
 
-Logarithms are natural. z is a frame's label and y what is known of the frame or its clip. Definitions as in HuBERT
+Logarithms are natural. z is a frame's label and y a known class of the frame or its clip. Definitions as in HuBERT
 (arXiv 2106.07447, section IV-F), without the 1e-8 that its script adds inside the logarithm:
 
-* phone purity = sum_z max_y p(y, z): the accuracy of calling each cluster by its most frequent y;
+* phone purity = sum_z max_y p(y, z): the accuracy of naming each cluster after its most frequent y;
 * cluster purity = sum_y max_z p(y, z); grows when one cluster takes all, so read it beside phone purity;
 * PNMI = I(y; z) / H(y): the share of y's uncertainty that z removes, 0 to 1; grows with the number of clusters, and
-  with few frames even where z says nothing.
+  with few frames even where z and y are independent.
 
 A clip-level y (a word, a language) counts at every frame of the clip. Speaker information is I(z; speaker) / H(speaker)
 with every clip counted as one, whatever its length: p(z, s) is the sum over the clips of speaker s of their normalised
@@ -34,7 +34,7 @@ _SPEAKER = "speaker"  # the clip-level label that says who speaks
 def joint_table(
     y: Int[np.ndarray, "n"], z: Int[np.ndarray, "n"], values: int, labels: int
 ) -> Float[np.ndarray, "values labels"]:
-    """How often each y goes with each z."""
+    """The number of frames for each pair of y and z."""
     pairs = y.astype(np.int64) * labels + z
     return np.bincount(pairs, minlength=values * labels).reshape(values, labels).astype(np.float64)
 
@@ -56,7 +56,7 @@ def entropy(counts: Float[np.ndarray, "..."]) -> float:
 
 
 def pnmi(table: Float[np.ndarray, "values labels"]) -> float:
-    """I(y; z) / H(y) of a joint table of counts; NaN where y takes a single value, so that there is nothing to know."""
+    """I(y; z) / H(y) of a joint table of counts; NaN where y takes a single value, so that H(y) is 0."""
     known = entropy(table.sum(axis=1))
     if known == 0:
         return float("nan")
@@ -66,22 +66,22 @@ def pnmi(table: Float[np.ndarray, "values labels"]) -> float:
 
 
 def runs(labels: Int[np.ndarray, "frames"]) -> int:
-    """Stretches of equal labels in one clip."""
+    """The number of runs of equal labels in one clip."""
     return int(len(labels) > 0) + int((labels[1:] != labels[:-1]).sum())
 
 
 class PitchShare:
-    """R^2 of a value regressed on one-hot labels, added up clip by clip.
+    """R^2 of a value regressed on one-hot labels, accumulated clip by clip.
 
     Args:
-        labels: how many labels there are.
+        labels: number of classes.
     """
 
     def __init__(self, labels: int) -> None:
         self.count, self.sum, self.square = np.zeros(labels), np.zeros(labels), 0.0
 
     def add(self, z: Int[np.ndarray, "n"], value: Float[np.ndarray, "n"]) -> None:
-        """Frames with their labels and values."""
+        """Add frames, given their labels and values."""
         value = value.astype(np.float64)
         self.count += np.bincount(z, minlength=len(self.count))
         self.sum += np.bincount(z, value, minlength=len(self.count))
@@ -106,10 +106,10 @@ def diagnose(
     pitch_clips: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All diagnostics of the labels of some clips, as plain numbers for a JSON file; what is unknown is None.
+    """All diagnostics of the labels of some clips, as plain numbers for a JSON file; unknown ones are None.
 
     Per stream: ``entropy`` and ``perplexity`` of the labels' frequencies, ``used`` and ``empty`` clusters, ``run`` (the
-    mean length of equal labels in a row, in frames) and ``run_seconds``, ``explained_variance`` where given,
+    mean length of runs of equal labels, in frames) and ``run_seconds``, ``explained_variance`` where given,
     ``f0_predictability``, and for each clip-level label of the clips ``information`` (``speaker`` clip by clip, as the
     module says, the others frame by frame); for all but ``speaker`` also ``phone_purity`` and ``cluster_purity``.
 
@@ -118,8 +118,8 @@ def diagnose(
         clips: has ``ids``, ``labels``, ``classes`` and ``waveform(index)``; those without labels are left out, and
             counted in ``missing``.
         explained: per stream, measured while the labels were made.
-        pitch_clips: F0 is computed on so many clips, chosen by sample id; 0 leaves it out.
-        seed: of that choice.
+        pitch_clips: number of clips that F0 is computed on, chosen by sample id; 0 leaves it out.
+        seed: seed of that choice.
     """
     ids = clips.ids.tolist()
     indices = [i for i, sample_id in enumerate(ids) if sample_id in label_set and len(label_set.get(sample_id))]
@@ -153,12 +153,12 @@ def diagnose(
 
 
 def _plain(value: float) -> float | None:
-    """JSON has no NaN."""
+    """The value, or None for NaN, which JSON does not have."""
     return None if np.isnan(value) else value
 
 
 class _Counts:
-    """Per stream: how often each label comes, runs, and a joint table for every kind of clip-level label."""
+    """Per stream: the frequency of each label, the runs, and a joint table for every kind of clip-level label."""
 
     def __init__(self, label_set: LabelSet, classes: dict[str, list[str]]) -> None:
         self.used = [np.zeros(target.classes) for target in label_set.targets]

@@ -1,10 +1,10 @@
-"""What gets quantised into labels: MFCC, log-mel, pitch and energy, or the features of a trained encoder's layers.
+"""Features to quantise into labels: MFCC, log-mel, pitch and energy, or the outputs of a trained encoder's layers.
 
 A feature is a callable from a waveform at 16 kHz to frames, with ``rate`` (frames per second), ``dim``, ``name`` and
 ``parts``: the names of equal column groups, each of which gets a codebook of its own.
 
-All spectral ones follow Kaldi's framing (torchaudio.compliance.kaldi): frames of 25 ms every 10 ms, only those that fit
-whole, (samples - 400) // 160 + 1 of them. Waveforms are in [-1, 1] and are not scaled to 16-bit integers, as in
+All spectral ones follow Kaldi's framing (torchaudio.compliance.kaldi): frames of 25 ms every 10 ms, only whole ones,
+(samples - 400) // 160 + 1 of them. Waveforms are in [-1, 1] and are not scaled to 16-bit integers, as in
 HuBERT's own recipe: with use_energy off the scale moves only the first cepstrum by a constant, and Kaldi's floor of
 1.2e-7 on each mel energy lies near the rounding noise of 16-bit audio. Dither is 0, so that the same audio gets the
 same labels every time.
@@ -51,14 +51,14 @@ class Feature(Protocol):
 
 
 def kaldi_frames(samples: int) -> int:
-    """Frames at 100 Hz of a clip of so many samples; 0 below 400."""
+    """The number of frames at 100 Hz of a clip with `samples` samples; 0 below 400."""
     return max((samples - WINDOW) // SHIFT + 1, 0)
 
 
 def _in_pieces(
     compute: Callable[[Tensor], Tensor], waveform: Float[Tensor, "samples"], dim: int, margin: int = 0
 ) -> Float[Tensor, "frames dim"]:
-    """`compute` on pieces of a clip, where a frame depends on its 400 samples and `margin` on both sides."""
+    """Apply `compute` to pieces of a clip, where a frame depends on its 400 samples and `margin` on both sides."""
     frames = kaldi_frames(len(waveform))
     padded = F.pad(waveform, (margin, margin))
     out = waveform.new_empty(frames, dim)
@@ -103,7 +103,7 @@ class LogMel:
     """Log mel energies of Kaldi's fbank (power spectrum, Povey window, 20 Hz to 8 kHz) at 100 Hz.
 
     Args:
-        bins: 80 keep the harmonics of the voice apart, 40 blur them.
+        bins: mel bins; 80 resolve the harmonics of the voice, 40 do not.
     """
 
     rate = RATE
@@ -123,7 +123,7 @@ class LogMel:
 
 
 class Prosody:
-    """Only melody and loudness: log-F0, its delta, log-energy and a voicing flag, at 100 Hz.
+    """Pitch and loudness only: log-F0, its delta, log-energy and a voicing flag, at 100 Hz.
 
     Log-F0 is interpolated over unvoiced frames (see `log_f0`), so that k-means does not split on voicing alone. The
     four have different units: standardise them before clustering.
@@ -166,11 +166,11 @@ def log_energy(waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames"]:
 def f0(waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames"]:
     """Fundamental frequency in Hz at 100 Hz, 0 where unvoiced.
 
-    YIN (de Cheveigne and Kawahara, JASA 2002, doi 10.1121/1.1458024), steps 1 to 5, between 50 and 500 Hz: a frame
-    compares its 25 ms with the same stretch 2 to 20 ms later, both centred on the frame. Differences: all frames at
-    once by FFT; among the lags below the threshold of 0.2 the first is taken whose dip is within 0.05 of the
-    deepest, which avoids choosing a strong second harmonic; no search among neighbouring frames (step 6).
-    torchaudio's `detect_pitch_frequency` has no voicing decision and jumps to its upper end below 85 Hz.
+    YIN (de Cheveigne and Kawahara, JASA 2002, doi 10.1121/1.1458024), steps 1 to 5, between 50 and 500 Hz: a window of
+    25 ms is compared with the one 2 to 20 ms later, both centred on the frame. Differences from the paper: all frames
+    are computed at once by FFT; among the lags below the threshold of 0.2 the first is taken whose dip is within 0.05
+    of the deepest, which avoids choosing a strong second harmonic; there is no search among neighbouring frames
+    (step 6). torchaudio's `detect_pitch_frequency` has no voicing decision and jumps to its upper end below 85 Hz.
     """
     return _in_pieces(_yin, waveform, 1, margin=_LONGEST // 2)[:, 0]
 
@@ -182,7 +182,7 @@ def _yin(piece: Float[Tensor, "samples"]) -> Float[Tensor, "frames 1"]:
     spectrum = torch.fft.rfft(x[:, :WINDOW], 1024).conj() * torch.fft.rfft(x, 1024)
     correlation = torch.fft.irfft(spectrum, 1024)[:, : _LONGEST + 1]
     energy = F.pad(x.square().cumsum(1), (1, 0))
-    energy = energy[:, WINDOW:] - energy[:, : _LONGEST + 1]  # of the stretch at each lag
+    energy = energy[:, WINDOW:] - energy[:, : _LONGEST + 1]  # of the window at each lag
     difference = (energy[:, :1] + energy - 2 * correlation).clamp(min=0)[:, 1:]
     lags = torch.arange(1, _LONGEST + 1, device=x.device)
     total = difference.cumsum(1)
@@ -209,8 +209,8 @@ def log_f0(
 ) -> tuple[Float[Tensor, "frames"], Bool[Tensor, "frames"]]:
     """Log-F0 without gaps, and which frames are voiced.
 
-    Unvoiced frames lie on the line between their voiced neighbours; before the first and after the last the value is
-    held. A clip without voiced frames has the middle of the range, log 158 Hz.
+    Unvoiced frames are interpolated linearly between their voiced neighbours; before the first and after the last the
+    value is held. A clip without voiced frames has the middle of the range, log 158 Hz.
     """
     hertz = f0(waveform)
     voiced = hertz > 0
@@ -229,19 +229,19 @@ def log_f0(
 class LayerFeatures:
     """Outputs of Transformer layers of an encoder at 50 Hz, several layers in one pass.
 
-    Nothing is masked, dropout and LayerDrop are off, and of pre-norm encoders an intermediate layer is taken before the
-    final LayerNorm. Clips must be normalised as they were in the encoder's training, which the data settings do.
-    Long clips go through in pieces of 1.6 M samples, as in HuBERT's scripts; ours overlap by 80 samples so that the
-    pieces' frames join without a gap (there, each piece lost a frame, and labels drifted by 20 ms in 100 s).
+    Nothing is masked, dropout and LayerDrop are off, and layers of pre-norm encoders are taken before the final
+    LayerNorm. Clips must be normalised as in the encoder's training, which the data settings do. Long clips are
+    processed in pieces of 1.6 M samples, as in HuBERT's scripts; ours overlap by 80 samples so that the pieces' frames
+    join without a gap (there, each piece lost a frame, and labels drifted by 20 ms in 100 s).
 
     Args:
         encoder: a `SpeechEncoder`; it is put into eval mode and moved to `device`.
-        layers: 1-based; the columns of the result hold them in this order.
-        device: where to compute.
+        layers: 1-based; the columns of the result have this order.
+        device: the device to compute on.
         piece: samples per forward pass, a multiple of 320.
 
     Raises:
-        UnmaskError: a layer that the encoder does not have, twice the same, or none.
+        UnmaskError: a layer that the encoder does not have, a layer given twice, or none.
     """
 
     rate = FRAME_RATE
@@ -262,9 +262,9 @@ class LayerFeatures:
     @torch.inference_mode()
     def __call__(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames dim"]:
         """The frames of one clip, in fp32 and on the device: num_frames(samples) of them."""
-        done = []
+        pieces = []
         for start in range(0, HOP * num_frames(len(waveform)), self._piece):
             piece = waveform[start : start + self._piece + RECEPTIVE_FIELD - HOP]
             states = self._encoder.states(piece[None].to(self._device), final_norm=False)
-            done.append(torch.cat([states[layer][0].float() for layer in self._layers], dim=1))
-        return torch.cat(done) if done else torch.empty(0, self.dim, device=self._device)
+            pieces.append(torch.cat([states[layer][0].float() for layer in self._layers], dim=1))
+        return torch.cat(pieces) if pieces else torch.empty(0, self.dim, device=self._device)

@@ -1,9 +1,9 @@
 """Labels, model, labels, model: the iterations of HuBERT (arXiv 2106.07447, section II-B) as resumable stages.
 
-Every iteration makes its labels with what the one before it learned and trains a new model from scratch on them. Under
-``RUN/stages`` lie ``labels-1``, ``model-1`` (a run directory of its own), ``labels-2`` and so on; the last iteration's
-model is the run itself. Where the recipe has `init`, every iteration's model starts from it. A stage is done once:
-killed anywhere, the run resumes in that stage.
+Every iteration makes its labels from the features of the previous model and trains a new model on them from scratch.
+``RUN/stages`` holds ``labels-1``, ``model-1`` (its own run directory), ``labels-2`` and so on; the last iteration's
+model is the run itself. Where the recipe has `init`, every iteration's model starts from it. A finished stage is not
+repeated: a run that was killed resumes in the stage it was in.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from unmask.speech_audio.targets.label_cost import label_cost
 from unmask.speech_audio.targets.labels import PLANNED, Target
 from unmask.speech_audio.targets.make import TargetSettings, make_labels
 
-_FREE = {"source", "label_sets", "targets"}  # of the data settings: they do not decide what labels are
+_FREE = {"source", "label_sets", "targets"}  # data settings that do not change the labels
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """One round: what is predicted, and how long.
+    """One iteration: its targets and its length.
 
     Args:
-        targets: what to cluster; several are predicted at once. ``layer`` needs an iteration before.
-        length: its share of the recipe's schedule, in (0, 1]; of the last iteration 1, as that model is the run.
+        targets: the features to cluster; several are predicted at once. ``layer`` needs an earlier iteration.
+        length: its share of the recipe's schedule, in (0, 1]; 1 for the last iteration, whose model is the run.
     """
 
     targets: tuple[TargetSettings, ...]
@@ -69,13 +69,13 @@ class Stages:
 
 
 def check_first(name: str, iteration: Iteration) -> None:
-    """Raise ValueError where a first iteration asks for features of a model that is not there yet."""
+    """Raise ValueError where a first iteration needs features of a model that does not exist yet."""
     if any(target.kind == "layer" for target in iteration.targets):
         raise ValueError(f"{name}: the first iteration has no earlier model; use mfcc, log_mel or prosody targets")
 
 
 def check_layers(name: str, targets: Sequence[TargetSettings], depth: int) -> None:
-    """Raise ValueError where targets ask for layers that the models do not have: now, not after hours of training."""
+    """Raise ValueError where targets name layers that the models do not have: now, not after hours of training."""
     beyond = [layer for target in targets for layer in target.layers if layer > depth]
     if beyond:
         raise ValueError(f"{name}: there are no layers {beyond}; model.encoder.depth is {depth}")
@@ -84,7 +84,7 @@ def check_layers(name: str, targets: Sequence[TargetSettings], depth: int) -> No
 def planned(recipe: Recipe) -> Recipe:
     """The recipe of the last iteration before any label is made: its classes and rates follow from the settings.
 
-    Without stages, label sets that nobody has looked into yet get stand-ins.
+    Without stages, label sets that have not been opened yet get stand-ins.
 
     Raises:
         ValueError: targets of layers that the model does not have.
@@ -98,25 +98,25 @@ def planned(recipe: Recipe) -> Recipe:
 
 def outline(recipe: Recipe) -> list[Planned]:
     """The stages of a run for a dry run: labels, model, labels, model."""
-    found = outlined(recipe, dict(enumerate(recipe.stages.iterations, start=1)))
-    return [*found[:-1], replace(found[-1], name="training")]
+    stages = outlined(recipe, dict(enumerate(recipe.stages.iterations, start=1)))
+    return [*stages[:-1], replace(stages[-1], name="training")]
 
 
 def outlined(recipe: Recipe, iterations: Mapping[Any, Iteration]) -> list[Planned]:
-    """The two stages of each iteration, by the names of `label_stage` and `model_stage`, before any is done."""
-    found = []
+    """The two stages of each iteration, by the names of `label_stage` and `model_stage`, before any has run."""
+    stages = []
     for name, iteration in iterations.items():
         data = replace(recipe.data, label_sets=(), targets=planned_data(iteration.targets))
         schedule = shortened(recipe.schedule, iteration.length)
-        found += [
+        stages += [
             Planned(f"labels-{name}", work=label_cost(iteration.targets)),
             Planned(f"model-{name}", replace(recipe, stages=None, schedule=schedule, data=data)),
         ]
-    return found
+    return stages
 
 
 def stand_in(recipe: Recipe) -> Recipe:
-    """The recipe with a stream of two classes for every weight, or one, where what its label sets hold is not known."""
+    """The recipe with one stream of two classes for every target weight, where its label sets are not known yet."""
     if recipe.data.targets is not None or not recipe.data.label_sets:
         return recipe
     streams = (Target("label set", 2, FRAME_RATE, PLANNED),) * len(recipe.model.head.target_weights or (1.0,))
@@ -124,7 +124,7 @@ def stand_in(recipe: Recipe) -> Recipe:
 
 
 def planned_data(targets: Sequence[TargetSettings]) -> tuple[Target, ...]:
-    """The label streams that target settings will give: their number, classes and rates."""
+    """The label streams that target settings will lead to: their number, classes and rates."""
     streams = []
     for settings in targets:
         parts = 1 if settings.average or settings.kind != "layer" else len(settings.layers)
@@ -134,11 +134,11 @@ def planned_data(targets: Sequence[TargetSettings]) -> tuple[Target, ...]:
 
 
 def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
-    """Do everything before the last iteration's training, and give the recipe of that.
+    """Run all stages before the last iteration's training, and return the recipe of that training.
 
     Args:
-        recipe: with `stages`.
-        folder: where the stages' folders go.
+        recipe: a recipe with `stages`.
+        folder: the parent of the stages' folders.
         launch: see `unmask.core.training.loop.Launch`.
 
     Raises:
@@ -171,7 +171,7 @@ def label_stage(recipe: Recipe, folder: Path, number: int | str, iteration: Iter
             encoder = load_run(teacher, device, launch.say).method.encoder
             digest = _digest(teacher / "model.safetensors")
         train, *others = _splits(replace(recipe.data, label_sets=(), targets=None))
-        for note in train.notes(recipe.training.batch_size):  # labels may take the first days
+        for note in train.notes(recipe.training.batch_size):  # before labels are made, which may take days
             launch.say(note)
         for i, settings in enumerate(iteration.targets, start=1):
             options = {"encoder": encoder, "teacher_digest": digest, "seed": recipe.seed, "device": device}
@@ -187,11 +187,11 @@ def label_stage(recipe: Recipe, folder: Path, number: int | str, iteration: Iter
 
 def _splits(data: Any) -> list[Clips]:
     """The training clips, and the other splits where there are any."""
-    found = [open_split(data, "train")]
+    splits = [open_split(data, "train")]
     for split in ("val", "test"):
         with suppress(UnmaskError):  # a split that the data do not have
-            found.append(open_split(data, split))
-    return found
+            splits.append(open_split(data, split))
+    return splits
 
 
 def _digest(path: Path) -> str:
@@ -221,7 +221,7 @@ def one_iteration(recipe: Recipe, folder: Path, number: int | str, iteration: It
 
 
 def shortened(schedule: Schedule, length: float) -> Schedule:
-    """A share of a schedule."""
+    """The schedule with a share of its length."""
     if schedule.steps is not None:
         return replace(schedule, steps=max(1, round(schedule.steps * length)))
     epochs = max(1, round(schedule.epochs * length))
@@ -235,8 +235,8 @@ def labels_in(folder: Path, count: int) -> list[Path]:
 
 def teacher_of(folder: Path, number: int | str) -> Path:
     """The model whose features the labels of iteration `number` are made from."""
-    before = [int(path.name.removeprefix("model-")) for path in folder.glob("model-[0-9]*")]
-    earlier = [n for n in before if not isinstance(number, int) or n < number]
+    numbers = [int(path.name.removeprefix("model-")) for path in folder.glob("model-[0-9]*")]
+    earlier = [n for n in numbers if not isinstance(number, int) or n < number]
     if not earlier:
         raise UnmaskError(f"{folder} holds no model of an earlier iteration, which layer targets need")
     return folder / f"model-{max(earlier)}"

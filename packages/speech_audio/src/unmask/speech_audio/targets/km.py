@@ -1,4 +1,4 @@
-"""Labels that fairseq's k-means scripts wrote, as a label set: ``.km`` text files with their ``.tsv`` manifest."""
+"""Import of labels from fairseq's k-means scripts: ``.km`` text files with their ``.tsv`` manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def import_km(manifest: Files, km: Files, rate: float, out: str | Path, classes:
     """Make a label set from labels that fairseq's k-means scripts wrote.
 
     The manifest (.tsv) has the recordings' folder in its first line and ``path<tab>samples`` in each other; line i of
-    the .km file holds the labels of the manifest's clip i, as numbers with blanks between. A clip's id comes from its
+    the .km file holds the labels of the manifest's clip i, as numbers separated by spaces. A clip's id comes from its
     path below the root, as in every source here. A run looks for train's and valid's labels in one set: import both
     at once, ``import_km(["train.tsv", "valid.tsv"], ["train.km", "valid.km"], ...)``; one codebook must have made both.
     No dictionary file is read: the numbers are the classes, and nothing is added to them.
@@ -30,12 +30,12 @@ def import_km(manifest: Files, km: Files, rate: float, out: str | Path, classes:
         manifest: the .tsv file, or several; samples are counted at 16 kHz.
         km: the .km file, or as many, in the same order.
         rate: labels per second: 50 for features, 100 for MFCC.
-        out: where the label set goes.
+        out: the label set's folder.
         classes: size of the codebook; None: the largest label plus one.
 
     Raises:
         LabelError: a file is missing or empty, the two differ in length, a line is not numbers, a label is out of
-            range, or a clip has more or fewer labels than its duration and the rate ask for.
+            range, or a clip has more or fewer labels than its duration and the rate require.
     """
     manifests, kms = _paths(manifest), _paths(km)
     if len(manifests) != len(kms) or not kms:
@@ -86,7 +86,7 @@ def _km_lines(km: Path) -> Iterator[Int[np.ndarray, "frames"]]:
         try:
             yield np.array(line.split(), dtype=np.int64)
         except (ValueError, OverflowError) as error:
-            raise LabelError(f"{km}, line {number}: expected whole numbers with blanks between ({error})") from None
+            raise LabelError(f"{km}, line {number}: expected whole numbers separated by spaces ({error})") from None
 
 
 def _manifest_lines(manifest: Path) -> Iterator[tuple[str, int]]:
@@ -100,7 +100,7 @@ def _manifest_lines(manifest: Path) -> Iterator[tuple[str, int]]:
 
 
 def _paired(clips: Iterable[Any], lines: Iterable[Any], manifest: Path, km: Path) -> Iterator[tuple[Any, Any]]:
-    """Pairs, and an error that counts both sides where one is shorter."""
+    """Pairs; where one side is shorter, an error that gives both lengths."""
     first, second = iter(clips), iter(lines)
     for done, clip in enumerate(first):
         labels = next(second, None)

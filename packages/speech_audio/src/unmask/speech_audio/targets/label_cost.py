@@ -1,4 +1,4 @@
-"""What making labels will cost, measured on a few clips and a small k-means: for ``unmask train --dry-run``."""
+"""The cost of making labels, measured on a few clips and a small k-means, for ``unmask train --dry-run``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unmask.speech_audio.targets.clustering import fit_kmeans, readable
 from unmask.speech_audio.targets.features import Feature, log_f0
 from unmask.speech_audio.targets.make import TargetSettings, make_feature
 
-_CLIPS, _SECONDS = 8, 0.5  # clips to try, and when to stop
+_CLIPS, _SECONDS = 8, 0.5  # most clips to measure, and most seconds
 _ROWS = 2_000  # frames of the small k-means
 _STEPS = 350  # mini-batches after which k-means stops by itself, as seen with 170,000 frames
 _PITCH_CLIPS = 200  # of `unmask.speech_audio.targets.diagnostics.diagnose`
@@ -24,7 +24,7 @@ _FLOAT = 4  # bytes
 
 
 def label_cost(targets: Sequence[TargetSettings]) -> Callable[[Bench], Cost]:
-    """What the stage that makes these labels takes, one target after the other."""
+    """Time and memory of the stage that makes these labels, one target after the other."""
 
     def measure(bench: Bench) -> Cost:
         costs = [_target(target, bench) for target in targets]
@@ -39,7 +39,7 @@ def _target(target: TargetSettings, bench: Bench) -> Cost:
     feature = make_feature(target, encoder, bench.device)
     longest = int(clips.whole_lengths.argmax())
     beside, _ = peak_bytes(bench.device, lambda: _frames(clips, longest, feature))
-    heard = _seconds_per_second(clips, lambda waveform: feature(waveform))
+    per_second = _seconds_per_second(clips, lambda waveform: feature(waveform))
     pitch = _seconds_per_second(clips, log_f0)
 
     audio = _seconds(clips.lengths) * target.share
@@ -50,11 +50,11 @@ def _target(target: TargetSettings, bench: Bench) -> Cost:
     rows = min(frames, 3 * max(target.kmeans.batch, target.clusters))
     batches = min(_STEPS, target.kmeans.max_iter * frames // target.kmeans.batch)
     fit = start * rows * target.kmeans.n_init + batch * target.kmeans.batch * batches
-    everything = sum(_seconds(split.whole_lengths) for split in (clips, bench.val_set) if split is not None)
+    labelled = sum(_seconds(split.whole_lengths) for split in (clips, bench.val_set) if split is not None)
     seconds = (
-        frames / feature.rate * heard
+        frames / feature.rate * per_second
         + codebooks * target.stages * fit
-        + everything * (heard + feature.rate * batch * codebooks * target.stages)
+        + labelled * (per_second + feature.rate * batch * codebooks * target.stages)
         + min(_PITCH_CLIPS, len(clips)) * _seconds(clips.whole_lengths) / len(clips) * pitch
     )
     return Cost(seconds, frames * (feature.dim + width) * _FLOAT + beside)
@@ -71,8 +71,8 @@ def _frames(clips: Any, index: int, feature: Feature) -> None:
 
 
 def _seconds_per_second(clips: Any, work: Callable[[Any], Any]) -> float:
-    """Seconds to read a second of audio and work on it: of a few clips, without the first, which warms up."""
-    heard = spent = 0.0
+    """Seconds to read and process a second of audio, measured on a few clips after one to warm up."""
+    audio = spent = 0.0
     for i, index in enumerate(torch.linspace(0, len(clips) - 1, _CLIPS).long().tolist()):
         began = time.perf_counter()
         waveform = readable(clips, index)
@@ -81,15 +81,15 @@ def _seconds_per_second(clips: Any, work: Callable[[Any], Any]) -> float:
         work(waveform)
         if i == 0:
             continue
-        heard += len(waveform) / SAMPLE_RATE
+        audio += len(waveform) / SAMPLE_RATE
         spent += time.perf_counter() - began
         if spent > _SECONDS:
             break
-    return spent / heard if heard else 0.0
+    return spent / audio if audio else 0.0
 
 
 def _kmeans(target: TargetSettings, width: int) -> tuple[float, float]:
-    """Seconds that a frame takes in one start of k-means, and in one mini-batch, from two short fits."""
+    """Seconds per frame of one initialisation of k-means, and of one mini-batch, from two short fits."""
     rows = max(_ROWS, target.clusters)
     frames = torch.randn(rows, width)
     times = []

@@ -1,8 +1,8 @@
-"""What a run predicts, from audio to a label set: one codebook fitted on training clips labels every split.
+"""Making a label set from audio: one codebook fitted on training clips labels every split.
 
-The choices follow HuBERT (arXiv 2106.07447) and the axes of the study of prediction targets (arXiv 2409.10788): which
-initial features, which layers, how fine, several layers at once, residual stages. Of that study's own settings little
-is published, so the defaults for averaging and residual stages are ours.
+The options follow HuBERT (arXiv 2106.07447) and the axes of the study of prediction targets (arXiv 2409.10788): initial
+features, layers, number of clusters, several layers at once, residual stages. Few of that study's own settings are
+published, so the defaults for averaging and residual stages are ours.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ class TargetSettings:
     Args:
         kind: ``mfcc`` (HuBERT's first iteration), ``log_mel``, ``mfcc_prosody`` (MFCC, pitch, voicing, energy),
             ``prosody`` (pitch, energy, voicing only), all at 100 Hz; or ``layer`` (features of an encoder, 50 Hz).
-        clusters: per codebook. HuBERT: 100 for MFCC, 500 for layers.
+        clusters: clusters per codebook. HuBERT: 100 for MFCC, 500 for layers.
         layers: for ``layer``: 1-based, one stream each. HuBERT: 6 of the first BASE, 9 of the second.
         average: for several layers: quantise the mean of their standardised features as one stream.
         stages: 1 is k-means; more are residual stages, one stream each.
-        bins: for ``log_mel``.
+        bins: mel bins of ``log_mel``.
         max_frames: most frames that the codebook is fitted on. Memory is this x dimensions (of all layers) x 4 bytes,
             and one copy for a layer: 500,000 frames of one BASE layer are 1.5 GB and the copy 1.5 GB.
-        share: of the training clips that the codebook is fitted on, at most. HuBERT: 0.1 from the second iteration on.
+        share: largest share of the training clips that the codebook is fitted on, in (0, 1]. HuBERT: 0.1 from the
+            second iteration on.
         standardise: bring each dimension to zero mean and unit deviation first. None: yes for layers, residual stages
             and prosody, no for MFCC and log-mel. HuBERT's scripts never do; but a few dimensions of a layer are so
             large that k-means clusters those alone.
@@ -91,9 +92,9 @@ def make_feature(target: TargetSettings, encoder: Any = None, device: torch.devi
     """The feature that a target quantises.
 
     Args:
-        target: which one.
+        target: the target's settings.
         encoder: a `SpeechEncoder`, for kind ``layer``.
-        device: where the encoder computes; the others compute on the CPU.
+        device: the encoder's device; other features are computed on the CPU.
 
     Raises:
         UnmaskError: an encoder is missing, or does not have a layer.
@@ -120,10 +121,10 @@ def fit_codebook(target: TargetSettings, feature: Feature, clips: Any, *, seed: 
     on the other layers.
 
     Args:
-        target: how.
+        target: the target's settings.
         feature: from `make_feature`.
         clips: the training split: ``ids``, ``lengths``, ``waveform(index)``.
-        seed: of the sample and the starts.
+        seed: seed of the sample and of k-means.
 
     Raises:
         UnmaskError: no clips, too few frames, or frames that are not finite.
@@ -151,7 +152,7 @@ def fit_codebook(target: TargetSettings, feature: Feature, clips: Any, *, seed: 
 
 
 class _Labeller:
-    """Labels of clip after clip, and how much of the frames' variance the streams have explained by then."""
+    """Labels one clip after another, and accumulates the share of the frames' variance that the streams explain."""
 
     def __init__(self, codebook: Codebook) -> None:
         self.codebook, self.frames = codebook, 0
@@ -159,7 +160,7 @@ class _Labeller:
         self.squares: dict[str, Tensor] = {}
 
     def __call__(self, frames: Float[Tensor, "frames columns"]) -> Int[Tensor, "frames streams"]:
-        """As `Codebook.assign`, and remember the sums that `explained` needs."""
+        """As `Codebook.assign`, and accumulate the sums that `explained` needs."""
         out = []
         for (name, part), piece in zip(self.codebook.parts.items(), self.codebook.split(frames), strict=True):
             labels, squares = part.quantise(piece)
@@ -170,7 +171,7 @@ class _Labeller:
         return torch.cat(out, dim=1)
 
     def explained(self) -> list[float]:
-        """1 - squares left / squares around the mean of all frames, one number per stream."""
+        """1 - squares of the residuals / squares around the mean of all frames, one number per stream."""
         out: list[float] = []
         for name, part in self.codebook.parts.items():
             middle = part.stages[0].standardise((self.sums[name] / self.frames).float()[None])
@@ -197,14 +198,14 @@ def make_labels(
     set's folder, diagnostics of the training clips are in its ``info["diagnostics"]``.
 
     Args:
-        target: which labels.
+        target: the target's settings.
         train: the training clips; whole, as `unmask.speech_audio.data.clips` gives them.
         others: all other splits.
-        out: where the label set goes; must not exist, or be an empty folder.
+        out: the label set's folder; must not exist, or be empty.
         encoder: a `SpeechEncoder`, for kind ``layer``.
-        teacher_digest: of the checkpoint that the encoder is from; kept, so that it can be checked.
-        seed: of the sample, the starts of k-means and the clips whose pitch is looked at.
-        device: where the encoder and the assignment compute.
+        teacher_digest: digest of the checkpoint that the encoder is from; stored, so that it can be checked.
+        seed: seed of the sample, of k-means and of the clips that pitch is computed on.
+        device: the device of encoder and assignment.
 
     Raises:
         UnmaskError: no clips, too few frames for the clusters, a missing encoder or layer, `out` holds something.

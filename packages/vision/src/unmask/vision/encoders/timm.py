@@ -28,7 +28,7 @@ class SwinSettings:
         window: side of an attention window, in tokens of the stage.
         mlp_ratio: hidden width of the MLP over the width.
         drop_path: probability of dropping a branch in training; grows linearly to this over the depth.
-        kind: names this family where a recipe may choose between several.
+        kind: the name of this family, where a recipe may choose between several.
     """
 
     patch_size: int = 4
@@ -79,15 +79,15 @@ class SwinEncoder(nn.Module):
         mask_token: Float[Tensor, "1 1 token_dim"],
     ) -> Features:
         """Encode all tokens, the hidden ones (of the patch grid, row-major) replaced by `mask_token`."""
-        tokens = self.patch_embed(images)
+        tokens = self.patch_embed(images)  # [batch, rows, columns, token_dim]
         return self._encode(torch.where(hidden.view(tokens.shape[:3])[..., None], mask_token, tokens))
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Features:
         """Features of whole images, unmasked: the last map, one token per `stride` x `stride` pixels."""
-        return self._encode(self.patch_embed(images))
+        return self._encode(self.patch_embed(images))  # from [batch, rows, columns, token_dim]
 
     def _encode(self, tokens: Float[Tensor, "batch rows columns token_dim"]) -> Features:
-        x = self.norm(self.layers(tokens))
+        x = self.norm(self.layers(tokens))  # [batch, rows / 2**(stages - 1), columns / 2**(stages - 1), dim]
         return Features(x.flatten(1, 2), tuple(x.shape[1:3]))
 
 

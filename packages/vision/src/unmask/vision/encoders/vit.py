@@ -34,7 +34,7 @@ class ViTSettings:
         relative_bias: one relative-position bias, shared by all blocks (BEiT's).
         layer_scale: initial gain of the residual branches, or null.
         drop_path: probability of dropping a branch in training; grows linearly to this over the depth.
-        kind: names this family where a recipe may choose between several.
+        kind: the name of this family, where a recipe may choose between several.
     """
 
     patch_size: int = 16
@@ -51,7 +51,7 @@ class ViTSettings:
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose kernel and stride are the patch, computed as a matrix product on the patches asked for."""
+    """A convolution whose kernel and stride are the patch, computed as a matrix product on the kept patches."""
 
     def __init__(self, channels: int, patch_size: int, dim: int) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class PatchEmbed(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch channels height width"], keep: Indices | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Embed all patches, or only those in `keep`: what is hidden is not even projected."""
-        patches = patchify(images, self.patch_size, "channels_first")
+        """Embed all patches, or only those in `keep`: hidden ones are not even projected."""
+        patches = patchify(images, self.patch_size, "channels_first")  # [batch, tokens, channels * patch_size**2]
         if keep is not None:
             patches = keep.take(patches)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
@@ -77,7 +77,7 @@ class VisionTransformer(nn.Module):
 
     Args:
         settings: the shape.
-        image_size: (height, width) in pixels that positions are made for.
+        image_size: (height, width) that positions are made for, in pixels.
         channels: channels of the images.
 
     Raises:
@@ -169,7 +169,7 @@ class VisionTransformer(nn.Module):
             valid = None if valid is None else F.pad(valid, (1, 0), value=True)
         bias = None if self.rel_pos_bias is None else self._relative_bias(x.shape[1])
         for block in self.blocks:
-            x = block(x, bias, valid)
+            x = block(x, bias, valid)  # [batch, out_tokens, dim]
         return self.norm(x)
 
     def _relative_bias(self, tokens: int) -> Tensor:
@@ -194,12 +194,13 @@ class VisionTransformer(nn.Module):
         mask_token: Float[Tensor, "1 1 dim"],
     ) -> Features:
         """Encode all tokens, the hidden ones replaced by `mask_token` before positions are added."""
-        tokens = torch.where(hidden[..., None], mask_token, self.patch_embed(images))
+        tokens = torch.where(hidden[..., None], mask_token, self.patch_embed(images))  # [batch, tokens, dim]
         return self._features(self.blocks_and_norm(self._add_positions(tokens, images)), images)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Features:
         """Features of whole images, unmasked, in spatial order."""
-        return self._features(self.blocks_and_norm(self.embed(images)), images)
+        x = self.blocks_and_norm(self.embed(images))  # [batch, class + tokens, dim]
+        return self._features(x, images)
 
     def _features(self, x: Tensor, images: Tensor) -> Features:
         prefix = int(self.settings.class_token)

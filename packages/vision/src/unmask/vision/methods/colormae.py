@@ -6,8 +6,8 @@ three patches, is the paper's best: clearly better segmentation, slightly better
 
 What the paper, its poster and the released code leave open is decided as follows:
 
-* How the noise is made: the authors' poster and page give one-pass formulas; we found no widths there, and no generator
-  in the code (the supplement was not read). Widths and passes are ours, chosen so that spectra match the poster's, and
+* How the noise is made: the authors' poster and page give one-pass formulas, but no widths, and the code has no
+  generator (the supplement was not read). Widths and passes are ours, chosen so that spectra match the poster's, and
   both are settings; see `unmask.core.masking.noise`.
 * Which noise a sample gets: the released code reads slice i of its bank for image i of every batch, with one offset and
   one pair of flips per step. Here every sample draws its own of all three.
@@ -45,11 +45,11 @@ class Settings:
     Args:
         encoder: the Vision Transformer.
         decoder: the decoder.
-        color: the noise that decides who stays visible.
+        color: the noise that decides which patches stay visible.
         mask_ratio: share of patches hidden, in (0, 1).
         norm_pix: normalise every target patch by its own mean and standard deviation.
-        sigma: widths of the noise filter in patches; null takes ours.
-        n_pass: rounds of filtering; null takes ours, 1 is the published formula as it stands.
+        sigma: widths of the noise filter, in patches; null is our default for the colour.
+        n_pass: rounds of filtering; null is our default for the colour, 1 the published formula unchanged.
     """
 
     encoder: ViTSettings = field(default_factory=ViTSettings)

@@ -1,7 +1,7 @@
 """MAE: Masked Autoencoders Are Scalable Vision Learners (He et al., CVPR 2022, arXiv 2111.06377).
 
-The encoder sees a random quarter of the patches and no mask tokens. A small decoder receives the encoded tokens and one
-learned token at every hidden place, and regresses the pixels of the hidden patches.
+The encoder sees a random quarter of the patches and no mask tokens. A small decoder receives the encoded tokens and a
+learned mask token at every hidden position, and regresses the pixels of the hidden patches.
 
 Where the released code differs from the paper or leaves a choice, this file does the following:
 
@@ -55,7 +55,7 @@ class DecoderSettings:
     Args:
         dim: width.
         depth: number of blocks.
-        heads: attention heads per block.
+        heads: attention heads per block; must divide `dim`.
     """
 
     dim: int = 512
@@ -101,9 +101,9 @@ class MAE(nn.Module):
     """A masked autoencoder around a Vision Transformer.
 
     Args:
-        encoder: the network to pre-train; its weights are drawn anew.
+        encoder: the network to pre-train; its weights are initialised again.
         decoder: the decoder's shape.
-        masking: who is hidden. The paper's is uniform at 75 %; any masking will do, ragged ones included.
+        masking: which patches are hidden. The paper's is uniform at 75 %; any masking may be given, ragged ones too.
         norm_pix: normalise every target patch by its own mean and standard deviation.
     """
 
@@ -150,19 +150,19 @@ class MAE(nn.Module):
         )  # fmt: skip
 
     def predict(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
-        """Encode what is visible, decode all, and answer for the hidden patches, in the order of `hidden_indices`."""
+        """Encode the visible patches and predict the hidden ones, in the order of `hidden_indices`."""
         latent = self.encoder.forward_visible(batch.images, plan.mask.visible_indices)  # [batch, 1 + visible, dim]
-        return self.decoder(latent, plan.mask)
+        return self.decoder(latent, plan.mask)  # [batch, hidden, patch_size**2 * channels]
 
     @torch.no_grad()
     def target(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
         """The hidden patches' pixels, in the order of `hidden_indices` (section 3, "Reconstruction target")."""
-        patches = plan.mask.hidden_indices.take(patchify(batch.images, self.patch_size))
+        patches = plan.mask.hidden_indices.take(patchify(batch.images, self.patch_size))  # [batch, hidden, values]
         return normalize_patches(patches) if self.norm_pix else patches
 
     def forward(self, batch: ImageBatch, plan: Plan) -> Output:
         """Mean squared error over the hidden patches of the batch."""
-        values = l2(self.predict(batch, plan), self.target(batch, plan))
+        values = l2(self.predict(batch, plan), self.target(batch, plan))  # [batch, hidden]
         return Output({"reconstruction": mean_term(values, plan.mask.hidden_indices.valid)})
 
     def encode(self, batch: ImageBatch) -> Features:
@@ -173,7 +173,7 @@ class MAE(nn.Module):
     def picture(self, batch: ImageBatch, plan: Plan) -> dict[str, Float[Tensor, "batch channels height width"]]:
         """The images, what the encoder saw of them, and the reconstruction with visible patches as they were.
 
-        With `norm_pix` predictions are put back to scale with the true patch's mean and deviation.
+        With `norm_pix` predictions are denormalised with the true patch's mean and deviation.
         """
         hidden = plan.mask.hidden_indices
         patches = patchify(batch.images, self.patch_size)

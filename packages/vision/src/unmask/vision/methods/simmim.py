@@ -77,7 +77,7 @@ class Settings:
         encoder: ``kind: vit`` or ``kind: swin``, and its shape.
         mask_unit: side of the squares that are hidden, in pixels: a multiple of the patch that divides the image.
         mask_ratio: share of squares hidden, in (0, 1); their number is rounded up.
-        loss: how wrong a pixel is. The paper's is ``l1``; it found the others to be within 0.1 point.
+        loss: the error of a pixel. The paper's is ``l1``; it reports the others to be within 0.1 point.
     """
 
     encoder: Annotated[BEiTSettings | SwinSettings, Field(discriminator="kind")] = field(default_factory=BEiTSettings)
@@ -113,9 +113,9 @@ class SimMIM(nn.Module):
 
     Args:
         encoder: the network to pre-train.
-        masking: who is hidden, on the encoder's patch grid. The paper's is 60 % of squares of 32 pixels, which is the
-            default where the patch allows it.
-        loss: how wrong a pixel is.
+        masking: which patches of the encoder's grid are hidden. The paper's is 60 % of squares of 32 pixels, which is
+            the default where the patch allows it.
+        loss: the error of a pixel.
     """
 
     def __init__(
@@ -152,27 +152,28 @@ class SimMIM(nn.Module):
         return Plan(self.masking(key.stream("mask"), self.encoder.grid))
 
     def predict(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
-        """Encode with hidden tokens replaced and answer for the hidden patches, in the order of `hidden_indices`.
+        """Encode with hidden tokens replaced and predict the hidden patches, in the order of `hidden_indices`.
 
         The values of a patch are in the order (channel, row, column), as a pixel shuffle reads them.
         """
         hidden = plan.mask.hidden_indices
         features = self.encoder.forward_replaced(batch.images, plan.mask.hidden, self.mask_token)
         if self.encoder.stride == self.patch_size:
-            return self.head(hidden.take(features.tokens))
-        # A feature of Swin stands for several patches: answer for all and pick the hidden ones out of the image.
+            return self.head(hidden.take(features.tokens))  # [batch, hidden, values]
+        # A feature of Swin covers several patches: predict the whole image and take the hidden patches out of it.
         rows, columns = features.grid
-        image = unpatchify(self.head(features.tokens), self.encoder.stride, (rows, columns), "channels_first")
-        return hidden.take(self._patches(image))
+        values = self.head(features.tokens)  # [batch, rows * columns, stride**2 * channels]
+        image = unpatchify(values, self.encoder.stride, (rows, columns), "channels_first")
+        return hidden.take(self._patches(image))  # [batch, hidden, patch_size**2 * channels]
 
     @torch.no_grad()
     def target(self, batch: ImageBatch, plan: Plan) -> Float[Tensor, "batch hidden values"]:
         """The hidden patches' pixels, in the order of `predict`."""
-        return plan.mask.hidden_indices.take(self._patches(batch.images))
+        return plan.mask.hidden_indices.take(self._patches(batch.images))  # [batch, hidden, values]
 
     def forward(self, batch: ImageBatch, plan: Plan) -> Output:
         """Mean absolute error over the hidden pixels of the batch (section 3.4)."""
-        values = regression(self.loss, self.predict(batch, plan), self.target(batch, plan))
+        values = regression(self.loss, self.predict(batch, plan), self.target(batch, plan))  # [batch, hidden]
         return Output({"reconstruction": mean_term(values, plan.mask.hidden_indices.valid)})
 
     def _patches(self, images: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ class SimMIM(nn.Module):
 
     @torch.no_grad()
     def picture(self, batch: ImageBatch, plan: Plan) -> dict[str, Float[Tensor, "batch channels height width"]]:
-        """The images, what is left of them, and the reconstruction with visible patches as they were."""
+        """The images, the masked images, and the reconstruction with visible patches as they were."""
         patches = self._patches(batch.images)
         prediction = self.predict(batch, plan).float()
 
