@@ -19,7 +19,8 @@ from unmask.speech_audio.data import readers
 from unmask.speech_audio.data.batches import Sample
 from unmask.speech_audio.data.clips import Clips, Settings, SourceError, Target, collate, open_split, resolve
 from unmask.speech_audio.data.frames import num_frames
-from unmask.speech_audio.targets.labels import LabelError, LabelWriter
+from unmask.speech_audio.data.labels import LabelError
+from unmask.speech_audio.targets.labels import LabelWriter
 
 MFCC = Target("mfcc", 100, 100.0, "aa")
 LAYER = Target("layer 6", 500, 50.0, "bb")

@@ -21,8 +21,8 @@ from unmask.core.report.reference import Verdict
 from unmask.core.training.checkpoint import load_run
 from unmask.speech_audio.data.clips import collate, open_split
 from unmask.speech_audio.data.frames import FRAME_RATE
+from unmask.speech_audio.data.labels import LabelError, LabelSet
 from unmask.speech_audio.evaluation.tables import Measure, measures
-from unmask.speech_audio.targets.labels import LabelError, LabelSet
 
 COMMANDS = (
     ("Measure the encoder on labelled recordings of yours", "unmask evaluate {run} --data LABELLED"),
