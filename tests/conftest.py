@@ -6,7 +6,7 @@ from jaxtyping import config, install_import_hook
 
 CHECKED = [f"unmask.core.{part}" for part in ("losses", "mask", "masking", "method", "nn", "randomness", "targets")]
 CHECKED += [f"unmask.vision.{part}" for part in ("encoders", "methods")]
-CHECKED += [f"unmask.speech_audio.{part}" for part in ("encoders", "methods", "checks", "report.pictures")]
+CHECKED += [f"unmask.speech_audio.{part}" for part in ("encoders", "methods", "checks", "data.spectrograms")]
 CHECKED += [f"unmask.speech_audio.{part}" for part in ("interop.convert", "targets.clustering", "targets.features")]
 CHECKED += [f"unmask.speech_audio.{part}" for part in ("targets.diagnostics", "data.frames")]
 CHECKED += [f"unmask.pointcloud.{part}" for part in ("data.batches", "geometry", "encoders", "checks", "methods")]

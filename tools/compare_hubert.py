@@ -33,10 +33,10 @@ from unmask.core.method import Clock
 from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.frames import SAMPLE_RATE, num_frames
+from unmask.speech_audio.data.labels import Target
 from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings, SpeechEncoder
 from unmask.speech_audio.interop.convert import from_torchaudio
 from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT
-from unmask.speech_audio.targets.labels import Target
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 FLOP/s, vendors' data sheets
 Step = Callable[[int], Tensor]

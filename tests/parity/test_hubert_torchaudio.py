@@ -16,10 +16,10 @@ from unmask.core.method import Clock
 from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.frames import num_frames
+from unmask.speech_audio.data.labels import Target
 from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
 from unmask.speech_audio.interop.convert import from_torchaudio, to_torchaudio
 from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT, HuBERTPlan
-from unmask.speech_audio.targets.labels import Target
 
 TOLERANCE = 1e-5
 CLASSES, SAMPLES = 11, 12_000

@@ -19,7 +19,8 @@ from unmask.speech_audio.data import readers
 from unmask.speech_audio.data.batches import Sample
 from unmask.speech_audio.data.clips import Clips, Settings, SourceError, Target, collate, open_split, resolve
 from unmask.speech_audio.data.frames import num_frames
-from unmask.speech_audio.targets.labels import LabelError, LabelWriter
+from unmask.speech_audio.data.labels import LabelError
+from unmask.speech_audio.targets.labels import LabelWriter
 
 MFCC = Target("mfcc", 100, 100.0, "aa")
 LAYER = Target("layer 6", 500, 50.0, "bb")
@@ -264,6 +265,23 @@ def test_workers_report_what_they_found(tmp_path):
     clips = open_split(settings(source, val_share=0), "all")
     assert len(load(clips, workers=1)) == 2
     assert clips.problems == [("01.wav", "has NaN or infinite samples")]
+
+
+def test_a_damaged_clip_is_not_decoded_again_unless_another_part_of_it_may_be_whole(tmp_path, monkeypatch):
+    source = folder(tmp_path / "f", [16_000] * 2)
+    broken = np.zeros(16_000, np.float32)
+    broken[8_000:] = np.nan
+    soundfile.write(source / "00.wav", broken, 16_000, subtype="FLOAT")
+    read: list[str] = []
+    real = readers.read
+    monkeypatch.setattr(readers, "read", lambda file, *rest: read.append(file.name) or real(file, *rest))
+    clips = open_split(settings(source, val_share=0, max_seconds=1), "all")
+    assert clips[0, 0].id == clips[0, 1].id == stable_id("01.wav")
+    assert read == ["00.wav", "01.wav", "01.wav"]
+    crops, resumed = (open_split(settings(source, val_share=0, max_seconds=0.25), "all", augment=True) for _ in "ab")
+    whole = [crops[0, visit].id == stable_id("00.wav") for visit in range(40)]
+    assert set(whole) == {True, False}
+    assert [resumed[0, visit].id == stable_id("00.wav") for visit in reversed(range(40))] == whole[::-1]
 
 
 def test_nothing_usable_is_one_error(tmp_path):

@@ -16,11 +16,12 @@ from unmask.core.training.recipe import make_recipe
 from unmask.speech_audio.data import decode
 from unmask.speech_audio.data.clips import Clips, Settings, open_split, resolve
 from unmask.speech_audio.data.frames import num_frames
+from unmask.speech_audio.data.labels import LabelError, Target
 from unmask.speech_audio.data.segments import cut
 from unmask.speech_audio.data.sources import Source
 from unmask.speech_audio.targets.clustering import sample_frames
 from unmask.speech_audio.targets.features import Mfcc
-from unmask.speech_audio.targets.labels import LabelError, LabelWriter, Target
+from unmask.speech_audio.targets.labels import LabelWriter
 from unmask.speech_audio.targets.make import KMeansSettings, TargetSettings, make_labels
 
 RATE = 16_000

@@ -21,10 +21,10 @@ from unmask.speech_audio.checks import check_method, corrupt
 from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.clips import Settings as DataSettings
 from unmask.speech_audio.data.frames import num_frames
+from unmask.speech_audio.data.labels import Target
 from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
 from unmask.speech_audio.methods import prediction_targets
 from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT, HuBERTPlan, Settings, build
-from unmask.speech_audio.targets.labels import Target
 
 ENCODER = EncoderSettings(
     channels=16, dim=32, depth=2, heads=2, positional_kernel=8, positional_groups=4, input_dropout=0.0, dropout=0.0,

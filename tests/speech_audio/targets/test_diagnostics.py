@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from clips import FakeClips, tone, two_voices
 
+from unmask.speech_audio.data.labels import LabelSet, Target
 from unmask.speech_audio.targets.diagnostics import (
     PitchShare,
     cluster_purity,
@@ -21,7 +22,7 @@ from unmask.speech_audio.targets.diagnostics import (
     runs,
 )
 from unmask.speech_audio.targets.features import log_f0
-from unmask.speech_audio.targets.labels import LabelSet, LabelWriter, Target
+from unmask.speech_audio.targets.labels import LabelWriter
 
 
 def test_labels_that_are_the_phones_know_everything() -> None:

@@ -21,8 +21,8 @@ from unmask.core.training.checkpoint import load_run, read
 from unmask.core.training.dryrun import dry_run
 from unmask.core.training.loop import train
 from unmask.core.training.recipe import RecipeError, load_recipe, make_recipe, read_yaml
+from unmask.speech_audio.data.labels import LabelSet
 from unmask.speech_audio.targets.iterations import planned
-from unmask.speech_audio.targets.labels import LabelSet
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from unmask.core.randomness import stable_id
+from unmask.speech_audio.data.labels import LabelError, LabelSet, Target
 from unmask.speech_audio.targets.km import import_km
-from unmask.speech_audio.targets.labels import LabelError, LabelSet, LabelWriter, Target
+from unmask.speech_audio.targets.labels import LabelWriter
 
 MFCC = Target("mfcc", 10, 100.0, "abc")
 

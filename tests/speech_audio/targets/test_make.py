@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
 from unmask.speech_audio.data.frames import HOP, num_frames
+from unmask.speech_audio.data.labels import LabelError, LabelSet
 from unmask.speech_audio.targets.clustering import ResidualKMeans
 from unmask.speech_audio.targets.codebook import Codebook
 from unmask.speech_audio.targets.features import LayerFeatures, Mfcc
-from unmask.speech_audio.targets.labels import LabelError, LabelSet
 from unmask.speech_audio.targets.make import KMeansSettings, TargetSettings, make_labels
 
 QUICK = KMeansSettings(n_init=1, batch=256, max_iter=5)

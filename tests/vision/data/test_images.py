@@ -561,6 +561,13 @@ def test_datasets_travel_to_spawned_workers(tmp_path):
         assert torch.equal(copy[0, 0].image, images[0, 0].image)
 
 
+def test_a_folder_is_looked_at_once_in_a_process(tmp_path, monkeypatch):
+    source = photo_folder(tmp_path / "photos")
+    resolved = resolve(settings(source))
+    monkeypatch.setattr("unmask.core.data.headers.scan", lambda *_: pytest.fail("looked at again"))
+    assert len(open_split(resolved, "train")) + len(open_split(resolved, "val")) == 12
+
+
 def test_opening_does_not_decode(tmp_path, monkeypatch):
     source = photo_folder(tmp_path / "photos")
     monkeypatch.setattr("unmask.vision.data.sources.decode", lambda *_: pytest.fail("decoded"))

@@ -3,10 +3,10 @@
 A clip is a recording, or a segment of a long one. A dataset is asked for ``(index, visit)``; where a long clip is
 cropped is a function of (seed, sample id, visit) alone, so it does not depend on the batch, the worker or a resume. The
 parts, beside this module: `sources` finds the recordings, `segments` cuts the long ones, `decode` reads them, `batches`
-pads and aligns; `unmask.core.data.splits` divides them and `unmask.speech_audio.targets.labels` holds what is
-predicted. Cropping, dropping of short clips, normalisation and the
-alignment of labels follow HuBERT's released recipe (Hsu et al., arXiv 2106.07447; its data set in fairseq), except that
-by default long recordings are cut into segments, not cropped, and a batch is padded, not cut.
+pads and aligns, `labels` holds what is predicted; `unmask.core.data.splits` divides them. Cropping, dropping of short
+clips, normalisation and the alignment of labels follow HuBERT's released recipe (Hsu et al., arXiv 2106.07447; its data
+set in fairseq), except that by default long recordings are cut into segments, not cropped, and a batch is padded, not
+cut.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from unmask.core.randomness import SampleKey, stable_id
 from unmask.speech_audio.data.batches import AudioBatch, Sample, collate
 from unmask.speech_audio.data.decode import CLIPPED_SHARE, Sound
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, SAMPLE_RATE
+from unmask.speech_audio.data.labels import PLANNED, LabelSet, Target
 from unmask.speech_audio.data.segments import Segments, cut, describe, whole
 from unmask.speech_audio.data.sources import CLIPS, Source, open_source
-from unmask.speech_audio.targets.labels import PLANNED, LabelSet, Target
 
 __all__ = [
     "AudioBatch",

@@ -43,13 +43,13 @@ from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.clips import Settings as DataSettings
 from unmask.speech_audio.data.frames import num_frames
+from unmask.speech_audio.data.labels import Target
+from unmask.speech_audio.data.spectrograms import frame_spectrograms
 from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder, frame_mask
-from unmask.speech_audio.report.pictures import frame_spectrograms
 from unmask.speech_audio.targets.iterations import Stages as Stages
 from unmask.speech_audio.targets.iterations import outline as outline
 from unmask.speech_audio.targets.iterations import planned as planned
 from unmask.speech_audio.targets.iterations import prepare as prepare
-from unmask.speech_audio.targets.labels import Target
 
 CARD = {
     "title": "HuBERT: Self-Supervised Speech Representation Learning by Masked Prediction of Hidden Units",

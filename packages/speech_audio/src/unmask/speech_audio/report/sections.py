@@ -13,8 +13,8 @@ from unmask.core.report.gather import RunFacts
 from unmask.core.report.parts import Picture, Pictures, Probes, Rows, Section, Verdict, data_address
 from unmask.core.report.pictures import Shown, draw_with
 from unmask.speech_audio.data.frames import FRAME_RATE
+from unmask.speech_audio.data.labels import LabelError, LabelSet
 from unmask.speech_audio.evaluation.tables import Measure, measures
-from unmask.speech_audio.targets.labels import LabelError, LabelSet
 
 COMMANDS = (
     ("Measure the encoder on labelled recordings of yours", "unmask evaluate {run} --data LABELLED"),

@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 
 from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key
+from unmask.speech_audio.data.labels import LabelSet
 from unmask.speech_audio.targets.features import RATE, log_f0
-from unmask.speech_audio.targets.labels import LabelSet
 
 _SPEAKER = "speaker"  # the clip-level label that says who speaks
 

@@ -26,9 +26,9 @@ from unmask.core.training.recipe import Recipe, Schedule, as_dict, filled_in, fl
 from unmask.core.training.stages import Planned, Stage, run_stages
 from unmask.speech_audio.data.clips import Clips, open_split
 from unmask.speech_audio.data.frames import FRAME_RATE
+from unmask.speech_audio.data.labels import PLANNED, Target
 from unmask.speech_audio.targets.features import RATE as LABEL_RATE
 from unmask.speech_audio.targets.label_cost import label_cost
-from unmask.speech_audio.targets.labels import PLANNED, Target
 from unmask.speech_audio.targets.make import TargetSettings, make_labels
 
 _FREE = {"source", "label_sets", "targets"}  # data settings that do not change the labels

@@ -12,7 +12,8 @@ from jaxtyping import Int
 
 from unmask.core.randomness import stable_id
 from unmask.speech_audio.data.frames import SAMPLE_RATE
-from unmask.speech_audio.targets.labels import RATES, SLACK, LabelError, LabelSet, LabelWriter, Target
+from unmask.speech_audio.data.labels import RATES, SLACK, LabelError, LabelSet, Target
+from unmask.speech_audio.targets.labels import LabelWriter
 
 Files = str | Path | Sequence[str | Path]
 

@@ -1,298 +1,23 @@
-"""Label sets: the discrete units that a run predicts, one or more per frame, kept in one folder.
-
-A label set is made once (`make.make_labels`, or `km.import_km` for labels that fairseq's scripts wrote) and then only
-read. It holds the labels of every split, all made with one codebook:
-separate codebooks for training and validation make the validation loss climb. The folder:
-
-* ``labels.npy``: int32 [frames of all clips, streams], clip after clip in the order they were written;
-* ``ids.npy``: int64 [clips], the clips' sample ids, sorted; ``offsets.npy``: int64 [clips, 2], first and last + 1 row;
-* ``label_set.json``: rate, streams, digest, what it was made from, diagnostics;
-* ``codebook.safetensors``: what made the labels, where that is known.
-
-It appears under its name when it is whole. Arrays are memory-mapped, so a large set costs no memory.
-"""
+"""Writing label sets, which `unmask.speech_audio.data.labels` describes and reads."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.lib.format
 from jaxtyping import Int
-from torch import Tensor
 
-from unmask.core.errors import UnmaskError
 from unmask.core.training.files import write_json
-from unmask.speech_audio.data.frames import SAMPLE_RATE
+from unmask.speech_audio.data.labels import FORMAT, LabelError, LabelSet, Target, empty_error
 
-_FORMAT = 1
 _HEADER = 128  # bytes before the labels in labels.npy
-_ROWS = 1 << 22  # rows looked at in one piece
-SLACK = 0.1  # seconds by which labels may be shorter or longer than their clip
-RATES = "The rate is 50 for features of a model and 100 for MFCC, log-mel and prosody"
-
-
-class LabelError(UnmaskError):
-    """A label set that is missing, empty, damaged, or does not belong to the data or the model."""
-
-
-PLANNED = "planned"  # the digest of a stream whose labels are not made yet
-
-
-@dataclass(frozen=True)
-class Target:
-    """One stream of labels, which is one thing to predict per frame.
-
-    Args:
-        name: what was quantised, such as ``mfcc``, ``layer 6`` or ``layer 6 stage 2``.
-        classes: labels are 0 to classes - 1.
-        rate: labels per second.
-        digest: of the codebook that made it.
-    """
-
-    name: str
-    classes: int
-    rate: float
-    digest: str
-
-
-class LabelSet:
-    """The labels of many clips, by sample id. Open one with `LabelSet.open`.
-
-    Args:
-        folder: where it lies.
-        labels: all labels.
-        ids: sample ids, sorted.
-        spans: first row and last row + 1 of each id.
-        targets: one per stream; all of one rate.
-        digest: changes with any label, id or codebook.
-        info: what it was made from; ``info["diagnostics"]`` where they were computed; ``info["unreadable"]``, the ids
-            of clips that could not be decoded, whose labels are empty.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        labels: Int[np.ndarray, "total streams"],
-        ids: Int[np.ndarray, "clips"],
-        spans: Int[np.ndarray, "clips 2"],
-        targets: tuple[Target, ...],
-        digest: str,
-        info: dict[str, Any],
-    ) -> None:
-        self.folder, self.labels, self.ids, self.spans = folder, labels, ids, spans
-        self.targets, self.digest, self.info = targets, digest, info
-
-    @property
-    def rate(self) -> float:
-        """Labels per second."""
-        return self.targets[0].rate
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return LabelSet.open, (self.folder,)  # a worker maps the file again: pickling would copy all labels
-
-    @classmethod
-    def open(cls, folder: str | Path) -> LabelSet:
-        """Open a label set without reading its labels.
-
-        Raises:
-            LabelError: the folder or a file is missing, the table is empty, or the files do not fit each other.
-        """
-        folder = Path(folder)
-        if not (folder / "label_set.json").is_file():
-            what = "holds no label_set.json" if folder.is_dir() else "does not exist"
-            raise LabelError(
-                f"label set {folder} {what}. Make one with make_labels, or with import_km from .km and .tsv files"
-            )
-        try:
-            about = json.loads((folder / "label_set.json").read_text(encoding="utf-8"))
-            targets = tuple(Target(**target) for target in about["targets"])
-            digest, info = about["digest"], about["info"]
-            if about["format"] != _FORMAT:
-                raise LabelError(f"label set {folder} has format {about['format']}; this version reads {_FORMAT}")
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, LabelError):
-                raise
-            raise LabelError(
-                f"label set {folder}: label_set.json is damaged ({error}). Make the labels again"
-            ) from None
-        ids, spans, labels = (_load(folder / name) for name in ("ids.npy", "offsets.npy", "labels.npy"))
-        _check_tables(folder, labels, ids, spans, targets)
-        return cls(folder, labels, np.asarray(ids), np.asarray(spans), targets, digest, info)
-
-    def _find(self, sample_id: int) -> int | None:
-        row = int(np.searchsorted(self.ids, sample_id))
-        return row if row < len(self.ids) and self.ids[row] == sample_id else None
-
-    def __contains__(self, sample_id: int) -> bool:
-        return self._find(sample_id) is not None
-
-    def has_all(self, ids: Int[Tensor, "n"]) -> bool:
-        """Whether every one of these samples has labels here."""
-        return bool(np.isin(ids.cpu().numpy(), self.ids).all())
-
-    def get(self, sample_id: int) -> Int[np.ndarray, "frames streams"]:
-        """The labels of one clip, mapped from the file and not to be written to.
-
-        Raises:
-            LabelError: the clip has none.
-        """
-        row = self._find(sample_id)
-        if row is None:
-            raise LabelError(
-                f"label set {self.folder} has no labels for sample id {sample_id}. "
-                "Make the labels again from the data that you train on, all splits included"
-            )
-        start, stop = self.spans[row]
-        return self.labels[start:stop]
-
-    def check_covers(
-        self,
-        ids: Int[Tensor, "n"],
-        lengths: Int[Tensor, "n"],
-        source: str,
-        *,
-        longest: int | None = None,
-        name_of: Callable[[int], str] = lambda sample_id: f"sample id {sample_id}",
-    ) -> None:
-        """Check, before training, that these labels are labels of these clips.
-
-        Every clip must have labels, as many as its duration asks for within 0.1 s, and every label must be one of its
-        stream's classes.
-
-        Args:
-            ids: sample ids of the clips.
-            lengths: samples of each clip at 16 kHz.
-            source: the data's name, for the message.
-            longest: lengths were capped at so many samples; a clip as long as that may have more labels. None: the
-                longest length here, since a clip that lost its end cannot be told from one that ends there.
-            name_of: what to call a clip in a message.
-
-        Raises:
-            LabelError: what does not fit, for which clip, and what to do.
-        """
-        wanted, samples = ids.cpu().numpy(), lengths.cpu().numpy()
-        if not len(wanted):
-            return
-        rows = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
-        missing = np.flatnonzero(self.ids[rows] != wanted)
-        if len(missing):
-            raise LabelError(
-                f"{len(missing)} of {len(wanted)} clips of {source} have no labels in {self.folder}, the first is "
-                f"{name_of(int(wanted[missing[0]]))}. Make the labels again from this source, all splits included"
-            )
-        self._check_durations(wanted, samples, rows, source, longest, name_of)
-        self._check_range()
-
-    def _check_durations(
-        self,
-        ids: Int[np.ndarray, "n"],
-        samples: Int[np.ndarray, "n"],
-        rows: Int[np.ndarray, "n"],
-        source: str,
-        longest: int | None,
-        name_of: Callable[[int], str],
-    ) -> None:
-        got = self.spans[rows, 1] - self.spans[rows, 0]
-        seconds = samples / SAMPLE_RATE
-        over = got / self.rate - seconds
-        over[np.isin(ids, self.info.get("unreadable", []))] = 0
-        capped = samples >= (samples.max() if longest is None else longest)
-        if longest is None and capped.all():
-            capped[:] = False
-        wrong = np.flatnonzero((over < -SLACK) | ((over > SLACK) & ~capped))
-        if len(wrong):
-            i = wrong[0]
-            raise LabelError(
-                f"{self.folder} has {got[i]} labels for {name_of(int(ids[i]))} of {source}, which lasts "
-                f"{seconds[i]:.2f} s: expected about {round(seconds[i] * self.rate)} at the set's rate of "
-                f"{self.rate:g} labels per second, got {got[i] / seconds[i]:.1f} per second "
-                f"({len(wrong)} of {len(ids)} clips differ). {RATES}; or the labels are of other recordings"
-            )
-
-    def _check_range(self) -> None:
-        classes = np.array([target.classes for target in self.targets])
-        for start in range(0, len(self.labels), _ROWS):
-            piece = self.labels[start : start + _ROWS]
-            wrong = np.flatnonzero((piece.min(axis=0) < 0) | (piece.max(axis=0) >= classes))
-            if len(wrong):
-                target, column = self.targets[wrong[0]], piece[:, wrong[0]]
-                raise LabelError(
-                    f"{self.folder}: labels of {target.name!r} lie between {column.min()} and {column.max()}; expected "
-                    f"0 to {target.classes - 1}. The files are damaged: make the labels again"
-                )
-
-    def check_teacher(self, digest: str) -> None:
-        """Check that the labels come from features of the model with this digest.
-
-        Raises:
-            LabelError: they were made with another model, or without one.
-        """
-        teacher = self.info.get("teacher")
-        if teacher != digest:
-            made = f"features of model {teacher}" if teacher else "no model's features"
-            raise LabelError(
-                f"label set {self.folder} was made from {made}; expected those of model {digest}. "
-                "Make the labels again with that model, or give the model that they were made with"
-            )
-
-
-def _load(path: Path) -> Any:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise LabelError(f"label set {path.parent}: {path.name} is missing. Make the labels again") from None
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        if _is_empty(path):
-            raise _empty(path.parent) from None
-        raise LabelError(f"label set {path.parent}: {path.name} is damaged ({error}). Make the labels again") from None
-
-
-def _is_empty(path: Path) -> bool:
-    """An array without elements cannot be mapped."""
-    with contextlib.suppress(OSError, ValueError, EOFError, SyntaxError):
-        return bool(np.load(path, allow_pickle=False).size == 0)
-    return False
-
-
-def _empty(folder: Path) -> LabelError:
-    return LabelError(
-        f"label set {folder} is empty: it holds no labels, so nothing could be learned from it. Make the labels again, "
-        "and look at how many clips the source gives"
-    )
-
-
-def _check_tables(folder: Path, labels: Any, ids: Any, spans: Any, targets: tuple[Target, ...]) -> None:
-    if not labels.size or not len(ids) or not targets:
-        raise _empty(folder)
-    fits = (
-        labels.ndim == 2
-        and labels.dtype == np.int32
-        and ids.dtype == spans.dtype == np.int64
-        and labels.shape[1] == len(targets)
-        and spans.shape == (*ids.shape, 2)
-        and bool((ids[1:] > ids[:-1]).all())
-        and bool((spans[:, 0] <= spans[:, 1]).all())
-        and spans.min() >= 0
-        and spans.max() <= len(labels)
-        and all(target.classes > 0 and target.rate == targets[0].rate > 0 for target in targets)
-    )
-    if not fits:
-        raise LabelError(
-            f"label set {folder} is damaged: labels {labels.shape}, ids {ids.shape}, spans {spans.shape} and "
-            f"{len(targets)} streams do not fit each other. Make the labels again"
-        )
 
 
 def check_free(out: Path) -> None:
@@ -337,7 +62,7 @@ class LabelWriter:
         shutil.rmtree(self.folder, ignore_errors=True)  # what a killed attempt left
         self.folder.mkdir(parents=True)
         self._file = (self.folder / "labels.npy").open("wb")
-        self._file.write(b"\0" * _HEADER)
+        _write_header(self._file, (0, len(self.targets)))
         return self
 
     def add(self, sample_id: int, labels: Int[np.ndarray, "frames streams"]) -> None:
@@ -373,7 +98,7 @@ class LabelWriter:
             LabelError: no labels were added.
         """
         if not self._rows:
-            raise _empty(self.out)
+            raise empty_error(self.out)
         self._file.flush()
         shape = (self._rows, len(self.targets))
         labels = np.memmap(self._file.name, dtype="<i4", mode="r", offset=_HEADER, shape=shape)
@@ -396,16 +121,16 @@ class LabelWriter:
 
     def _finish(self) -> None:
         if not self._rows:
-            raise _empty(self.out)
+            raise empty_error(self.out)
         self._file.seek(0)
-        self._file.write(_npy_header((self._rows, len(self.targets))))
+        _write_header(self._file, (self._rows, len(self.targets)))
         self._file.flush()
         os.fsync(self._file.fileno())
         ids, spans = self._tables()
         np.save(self.folder / "ids.npy", ids, allow_pickle=False)
         np.save(self.folder / "offsets.npy", spans, allow_pickle=False)
         about = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "rate": self.targets[0].rate,
             "targets": [asdict(target) for target in self.targets],
             "clips": len(ids),
@@ -417,8 +142,7 @@ class LabelWriter:
         os.replace(self.folder, self.out)
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The header of an int32 .npy file (format 1.0), 128 bytes whatever the shape, so it can be written last."""
-    text = f"{{'descr': '<i4', 'fortran_order': False, 'shape': {shape}, }}"
-    start = b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little")
-    return start + text.ljust(_HEADER - 11).encode() + b"\n"
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """The header of an int32 .npy file, as long whatever the shape, so that it can be written again at the end."""
+    numpy.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": shape})
+    assert file.tell() == _HEADER, f"numpy wrote {file.tell()} bytes"

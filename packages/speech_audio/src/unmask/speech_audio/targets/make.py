@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unmask.core.errors import UnmaskError
 from unmask.core.progress import Advance, progress_bar
+from unmask.speech_audio.data.labels import LabelSet, Target
 from unmask.speech_audio.targets.clustering import (
     KMeansSettings,
     Positive,
@@ -32,7 +33,7 @@ from unmask.speech_audio.targets.clustering import (
 from unmask.speech_audio.targets.codebook import Codebook, averaged
 from unmask.speech_audio.targets.diagnostics import diagnose
 from unmask.speech_audio.targets.features import Feature, LayerFeatures, LogMel, Mfcc, MfccProsody, Prosody
-from unmask.speech_audio.targets.labels import LabelSet, LabelWriter, Target, check_free
+from unmask.speech_audio.targets.labels import LabelWriter, check_free
 
 __all__ = ["KMeansSettings", "TargetSettings", "fit_codebook", "make_feature", "make_labels"]
 

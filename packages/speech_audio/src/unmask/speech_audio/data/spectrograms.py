@@ -1,4 +1,4 @@
-"""Spectrograms on the encoder's frame grid, for reports."""
+"""Spectrograms on the encoder's frame grid, for pictures of what a method hides."""
 
 from __future__ import annotations
 
