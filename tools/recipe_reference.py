@@ -84,9 +84,9 @@ def domain_sections(name: str) -> list[Section]:
         found += sections("data", importlib.import_module(module).Settings, f"{kind}: ")
     for card in registry.methods().values():
         if card.id.split("/")[0] == name:
-            module = registry.load(card.id)
+            method = registry.load(card.id)
             for part, settings in (("model", "Settings"), ("stages", "Stages")):
-                found += sections(part, getattr(module, settings), f"{card.id}: ") if hasattr(module, settings) else []
+                found += sections(part, getattr(method, settings), f"{card.id}: ") if hasattr(method, settings) else []
     return found
 
 

@@ -337,9 +337,11 @@ def _defaults(missing: list[dataclasses.Field[Any]]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Dataclasses and sequences as dicts and lists, ready for YAML and JSON."""
-    return json.loads(
-        json.dumps(value, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v))
-    )
+
+    def plain(part: Any) -> Any:
+        return dataclasses.asdict(part) if dataclasses.is_dataclass(part) else str(part)  # type: ignore[arg-type]
+
+    return json.loads(json.dumps(value, default=plain))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
