@@ -222,6 +222,8 @@ def test_members_that_are_left_out_of_every_split() -> None:
     codes = found.splits(0.2)
     expected = ((codes == TRAIN) & usable).nonzero()[:, 0]
     assert torch.equal(members_of(found, "train", 0.2, "mine", POEMS, usable), expected)
+    with pytest.raises(SourceError, match="^mine has no val poems. They are all bad: write better ones"):
+        members_of(found, "val", 0.2, "mine", POEMS, codes == TRAIN, "They are all bad: write better ones")
 
 
 def test_a_source_becomes_absolute_unless_it_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,6 +295,14 @@ def test_nothing_usable_is_one_error(tmp_path):
         clips[0, 0]
 
 
+def test_a_split_of_short_clips_says_so(tmp_path):
+    source = folder(tmp_path / "f" / "train", [1_000]).parent
+    folder(source / "val", [6_000])
+    with pytest.raises(SourceError, match=r"no train clips. Those of this split are all shorter.*min_seconds=0.1: set"):
+        open_split(settings(source), "train")
+    assert len(open_split(settings(source, min_seconds=0.05), "train")) == 1
+
+
 def test_storage_that_fails_is_not_the_clips_fault(tmp_path, monkeypatch):
     clips = open_split(settings(folder(tmp_path / "f", [4_000]), val_share=0), "all")
 

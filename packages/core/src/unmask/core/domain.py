@@ -73,6 +73,8 @@ class DataSettings(Protocol):
 class Dataset(Protocol):
     """One split: map-style, ``dataset[index, visit]`` is a sample; its random choices depend on (seed, id, visit).
 
+    `unmask.core.data.dataset.SplitDataset` has all of it but ``__getitem__``, and skips and names damaged samples.
+
     Optional: ``lengths`` (an integer per sample, where samples of like length make better batches),
     ``notes(batch_size)`` (lines to say before training on it), ``warnings`` (samples that are used but look wrong),
     ``labels`` and ``classes``.
@@ -88,7 +90,7 @@ class Dataset(Protocol):
 
 
 class Data(Protocol):
-    """A data kind's module.
+    """A data kind's module; `unmask.core.data` has what they share, and shows a whole one.
 
     Optional, for methods that generate:
 

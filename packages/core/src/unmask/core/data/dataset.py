@@ -35,6 +35,8 @@ class SplitDataset(Dataset[Sample], Generic[Sample]):
 
     kind: ClassVar[Kind]
     settings: Any
+    labels: Any  # class indices of the samples, or None; a domain with several kinds of labels has its own
+    classes: Any
 
     def __init__(
         self, source: Source, members: Int[Tensor, "n"], settings: Any, *, seed: int = 0, augment: bool = False
@@ -42,6 +44,8 @@ class SplitDataset(Dataset[Sample], Generic[Sample]):
         self.settings, self.seed, self.augment = settings, seed, augment
         self._source, self._members = source, members
         self.ids: Int[Tensor, "n"] = source.ids[members]
+        self.labels = None if source.labels is None else source.labels[members]
+        self.classes = source.classes
         # Shared memory, so that the main process learns what its workers found.
         self._damaged = torch.zeros(len(members), dtype=torch.bool).share_memory_()
 

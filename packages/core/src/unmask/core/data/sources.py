@@ -1,14 +1,7 @@
 """Where samples come from, seen as one `Source` whatever they are kept in; opened once and remembered.
 
-A domain has a `Kind` and a function that makes a `Source` of a `Place`; `open_source` does the rest::
-
-    def open_place(place: Place) -> Source:
-        pack, names = place.pick(POEMS)
-        return open_shards(place, names, POEMS, decode) if pack else open_files(place, names, POEMS, decode)
-
-
-    def decode(file: Path | Window, name: str) -> str:
-        return file.read_bytes().decode()
+A domain has a `Kind` and a function that makes a `Source` of a `Place`; `open_source` does the rest. See
+`unmask.core.data` for the whole of it.
 """
 
 from __future__ import annotations
@@ -235,7 +228,13 @@ class FileReader:
 
 
 def members_of(
-    source: Source, split: Split, val_share: float, what: str, kind: Kind, usable: Bool[Tensor, "n"] | None = None
+    source: Source,
+    split: Split,
+    val_share: float,
+    what: str,
+    kind: Kind,
+    usable: Bool[Tensor, "n"] | None = None,
+    unusable: str = "",
 ) -> Int[Tensor, "m"]:
     """Indices of the samples of one split.
 
@@ -246,15 +245,18 @@ def members_of(
         what: what to call the source in a message.
         kind: what a sample is.
         usable: False for samples that are left out of every split.
+        unusable: what to say and do where that leaves none.
 
     Raises:
         SourceError: there are none, with what to do about it.
     """
-    chosen = torch.ones(len(source.names), dtype=torch.bool) if usable is None else usable
+    there = torch.ones(len(source.names), dtype=torch.bool)
     if split != "all":
-        chosen = chosen & (source.splits(val_share) == SPLITS[split])
+        there = source.splits(val_share) == SPLITS[split]
+    chosen = there if usable is None else there & usable
     if not chosen.any():
-        raise SourceError(f"{what} has no {split} {kind.plural}. {_how_to_split(source, split, val_share, kind)}")
+        remedy = unusable if there.any() else _how_to_split(source, split, val_share, kind)
+        raise SourceError(f"{what} has no {split} {kind.plural}. {remedy}")
     return chosen.nonzero()[:, 0]
 
 

@@ -63,13 +63,13 @@ class PointClouds(SplitDataset[Sample]):
 
     kind = CLOUDS
     settings: Settings
+    labels: Int[Tensor, "n"] | None
+    classes: list[str] | None
 
     def __init__(
         self, source: Source, members: Int[Tensor, "n"], settings: Settings, *, seed: int = 0, augment: bool = False
     ) -> None:
         super().__init__(source, members, settings, seed=seed, augment=augment)
-        self.labels: Int[Tensor, "n"] | None = None if source.labels is None else source.labels[members]
-        self.classes: list[str] | None = source.classes
         self.point_classes: list[str] | None = source.point_classes
         self._dropped = torch.zeros(len(members), dtype=torch.int64).share_memory_()
 

@@ -126,6 +126,8 @@ class Clips(SplitDataset[Sample]):
 
     kind = CLIPS
     settings: Settings
+    labels: dict[str, Int[Tensor, "n"]]
+    classes: dict[str, list[str]]
 
     def __init__(
         self, segments: Segments, members: Int[Tensor, "n"], settings: Settings, *, seed: int = 0, augment: bool = False
@@ -135,8 +137,8 @@ class Clips(SplitDataset[Sample]):
         self.segments = segments
         self.whole_lengths: Int[Tensor, "n"] = source.lengths[members]
         self.lengths: Int[Tensor, "n"] = self.whole_lengths.clamp(max=settings.max_samples)
-        self.labels: dict[str, Int[Tensor, "n"]] = {key: found[members] for key, found in source.attributes.items()}
-        self.classes: dict[str, list[str]] = source.values
+        self.labels = {key: found[members] for key, found in source.attributes.items()}
+        self.classes = source.values
         self.texts: list[str | None] = [source.texts[i] if source.texts else None for i in members.tolist()]
         self._sets = [LabelSet.open(folder) for folder in settings.label_sets]
         if self._sets and settings.targets is not None:
@@ -274,7 +276,8 @@ def _split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = F
     long_enough = source.lengths >= settings.min_samples
     if not long_enough.any():
         raise SourceError(_nothing(source, settings))
-    members = members_of(source, split, settings.val_share, settings.source, CLIPS, long_enough)
+    short = f"Those of this split are all shorter than data.min_seconds={settings.min_seconds:g}: set it lower."
+    members = members_of(source, split, settings.val_share, settings.source, CLIPS, long_enough, short)
     return Clips(segments, members, settings, seed=seed, augment=augment)
 
 

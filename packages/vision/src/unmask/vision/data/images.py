@@ -17,7 +17,6 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from unmask.core.data.dataset import SplitDataset
-from unmask.core.data.sources import Source as AnySource
 from unmask.core.data.sources import Split, absolute, members_of
 from unmask.core.errors import Problem
 from unmask.core.networks import Network
@@ -134,14 +133,8 @@ class Images(SplitDataset[Sample]):
 
     kind = IMAGES
     settings: Settings
-
-    def __init__(
-        self, source: AnySource, members: Int[Tensor, "n"], settings: Settings, *, seed: int = 0, augment: bool = False
-    ) -> None:
-        super().__init__(source, members, settings, seed=seed, augment=augment)
-        self._pixels = source.images if isinstance(source, Source) else None
-        self.labels: Int[Tensor, "n"] | None = None if source.labels is None else source.labels[members]
-        self.classes: list[str] | None = source.classes
+    labels: Int[Tensor, "n"] | None
+    classes: list[str] | None
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         batch = self.__getitems__([item])
@@ -149,7 +142,7 @@ class Images(SplitDataset[Sample]):
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> ImageBatch:
         """The batch of several (index, visit): what `collate` makes of them one by one, with less overhead."""
-        images = self._pixels
+        images = self._source.images if isinstance(self._source, Source) else None
         if images is not None and not self.augment and images.shape[-2:] == self.settings.image_size:
             indices = torch.tensor([index for index, _ in items])
             pixels = to_unit(images[self._members[indices]])
