@@ -1,12 +1,11 @@
 """Counter-based random draws, keyed by sample.
 
 A draw depends on ``(seed, stream, sample id, visit)`` and on nothing else: not on the batch a sample happens to be
-in, the worker that loads it, the rank that trains on it, or whether the run was resumed. `visit` counts how often a
-sample was drawn before: in training it is the epoch. The generator is SplitMix64
-(Steele, Lea and Flood, OOPSLA 2014, doi 10.1145/2660193.2660195) written in 64-bit integer tensor operations, so
-bits and uniforms are equal on every device. `Key` draws for a batch; `SampleKey` draws the same numbers for one
-sample in plain Python, which is what a data worker wants. `Key.shared` is the one exception to "per sample": draws that
-a whole step shares.
+in, the worker that loads it, the rank that trains on it, or whether the run was resumed. `visit` is the number of the
+draw: in training, the epoch. The generator is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, doi
+10.1145/2660193.2660195) written in 64-bit integer tensor operations, so bits and uniforms are equal on every device.
+`Key` draws for a batch; `SampleKey` draws the same numbers for one sample in plain Python, for data workers.
+`Key.shared` is the one exception to "per sample": draws that a whole step shares.
 """
 
 from __future__ import annotations
