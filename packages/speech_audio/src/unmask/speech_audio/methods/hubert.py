@@ -140,7 +140,10 @@ class HuBERT(nn.Module):
         encoder: the network to pre-train.
         targets: what each stream of labels is.
         masking: any that takes padding will do.
-        head, masked_weight, unmasked_weight, feature_penalty: see `Settings`. Where a weight is 0, so is the work.
+        head: see `Settings`.
+        masked_weight: likewise; where a weight is 0, so is the work.
+        unmasked_weight: likewise.
+        feature_penalty: likewise.
 
     Raises:
         ValueError: weights that are negative or all zero, or not one for each target.
