@@ -38,9 +38,9 @@ format: $(BASE) ## let ruff put the code in shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(DOCS) ## build site/; a dead link or a missing page fails
+docs: $(DOCS) ## build site/; a dead link, a missing page or a docstring of no parameter fails
 	$(BIN)/python tools/build_docs.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet, warnings would not count
 
 bench: $(BASE) ## the methods compared: quality, three seeds (long); options: make bench ARGS="--data fmnist"
 	$(BIN)/python tools/benchmark.py $(ARGS)

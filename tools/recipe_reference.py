@@ -80,8 +80,8 @@ def common_sections() -> list[Section]:
 def domain_sections(name: str) -> list[Section]:
     """What a domain's data kinds and methods may set."""
     found: list[Section] = []
-    for kind, module in registry.domain(name).data.items():
-        found += sections("data", importlib.import_module(module).Settings, f"{kind}: ")
+    for kind, path in registry.domain(name).data.items():
+        found += sections("data", importlib.import_module(path).Settings, f"{kind}: ")
     for card in registry.methods().values():
         if card.id.split("/")[0] == name:
             method = registry.load(card.id)

@@ -12,7 +12,7 @@ class UnmaskError(ValueError):
 class Problem(NamedTuple):
     """A sample that is left out, or a note about one.
 
-    Args:
+    Attributes:
         name: its path, shard key, row, or ``set:name``.
         reason: what is wrong with it.
     """

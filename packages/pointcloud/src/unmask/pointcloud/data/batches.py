@@ -14,7 +14,7 @@ from torch import Tensor
 class Sample(NamedTuple):
     """One cloud.
 
-    Args:
+    Attributes:
         points: x, y, z in metres, then the features that the data settings ask for.
         id: its stable id (see `unmask.core.randomness`).
         label: class index of the whole cloud, or None.

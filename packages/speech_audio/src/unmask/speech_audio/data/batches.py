@@ -18,7 +18,7 @@ from unmask.speech_audio.data.frames import FRAME_RATE, SAMPLE_RATE, num_frames
 class Sample(NamedTuple):
     """One clip, cropped to max_seconds, and what `collate` needs to make batches of it.
 
-    Args:
+    Attributes:
         audio: 16 kHz mono.
         id: its stable id.
         start: where the crop begins in the whole clip, in samples.

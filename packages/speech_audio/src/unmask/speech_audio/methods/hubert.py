@@ -140,7 +140,10 @@ class HuBERT(nn.Module):
         encoder: the network to pre-train.
         targets: the label streams: names and numbers of classes.
         masking: any masking that takes padding.
-        head, masked_weight, unmasked_weight, feature_penalty: see `Settings`. A loss of weight 0 is not computed.
+        head: see `Settings`.
+        masked_weight: see `Settings`. A loss of weight 0 is not computed.
+        unmasked_weight: likewise.
+        feature_penalty: likewise.
 
     Raises:
         ValueError: weights that are negative or all zero, or not one for each target.

@@ -203,8 +203,8 @@ def timm_model(encoder: Any, settings: ViTSettings | SwinSettings | TimmViTSetti
     if isinstance(settings, SwinSettings):
         return _as_swin(encoder, settings)
     if isinstance(settings, TimmViTSettings):
-        own = settings.arguments(encoder.image_size, encoder.channels)
-        return TimmModel(settings.architecture, own, encoder.state_dict(), encoder.dim)
+        arguments = settings.arguments(encoder.image_size, encoder.channels)
+        return TimmModel(settings.architecture, arguments, encoder.state_dict(), encoder.dim)
     s = settings
     args: dict[str, Any] = {
         "img_size": list(encoder.image_size),
