@@ -218,6 +218,15 @@ def train(
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Machines; likewise.")] = None,
     strategy: Annotated[str, typer.Option(metavar="NAME", help="`auto` or `ddp`.")] = "auto",
+    probe_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Every N epochs measure the features by k-NN and a linear probe, on labelled data: a curve of how "
+            "good they become.",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Data loading processes per device.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="NAME", help="`auto`, `32-true` or `bf16-mixed`.")] = None,
     compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
@@ -249,6 +258,7 @@ def train(
         "training.workers": workers,
         "training.precision": precision,
         "training.compile": compile_,
+        "training.probe_every_epochs": probe_every,
     }
     given |= _networks(networks or [])
     devices, nodes = processes(devices, nodes)

@@ -28,7 +28,8 @@ or several (an ``nn.ModuleDict``). `encode` runs it and nothing else that has we
 What `check_method` needs to know, where it is not what it takes for granted:
 
 * ``target(batch, plan)``: what is asked at hidden tokens, which `forward` takes from there. A loss is then checked with
-  its target held fixed; offer it wherever the target is more than a look at the input.
+  its target held fixed; offer it wherever the target is more than a look at the input. The collapse monitor measures
+  the rank of targets that are vectors (see `unmask.core.training.collapse`).
 * ``loss_on``: where the loss is taken, one word, or a dict of words by term: "hidden" (the default), "visible", "all",
   or "features" for a regulariser that answers for no token and may see hidden input.
 * ``norms_over_all() -> set``: names of BatchNorms, GroupNorms and InstanceNorms whose statistics include hidden input,

@@ -103,7 +103,7 @@ class Training:
         compile: pass the method through torch.compile.
         workers: data loading processes per device; 0 loads in the training process.
         log_every: steps between lines in metrics.jsonl.
-        validate_every_epochs: epochs between validation losses.
+        validate_every_epochs: epochs between validations: the loss, and what `monitor` adds.
         checkpoint_every_steps: steps between checkpoints.
         keep_checkpoints: how many to keep.
         monitor: measure at validation how many dimensions the features use, which tells a collapse: true, false, or
