@@ -38,7 +38,7 @@ class OnlineProbes:
 
     def __init__(self, fabric: Any, method: Any, train_set: Any, val_set: Any | None, seed: int) -> None:
         self.fabric, self.method, self.seed = fabric, method, seed
-        self.sets = (train_set, val_set)
+        self.sets: tuple[Any, Any] = (train_set, val_set)
         self.names = [] if val_set is None else _shared(_labels(train_set), _labels(val_set))
         if not self.names:
             raise UnmaskError(

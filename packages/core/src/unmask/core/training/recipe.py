@@ -333,9 +333,12 @@ def _defaults(missing: list[dataclasses.Field[Any]]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Dataclasses and sequences as dicts and lists, ready for YAML and JSON."""
-    return json.loads(
-        json.dumps(value, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v))
-    )
+    return json.loads(json.dumps(value, default=_as_plain))
+
+
+def _as_plain(value: Any) -> Any:
+    is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_instance else str(value)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
