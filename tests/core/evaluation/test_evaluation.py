@@ -28,6 +28,7 @@ from unmask.core.evaluation import (
     layer_ids,
     layer_scale,
     linear_probe,
+    online_probes,
     rankme,
 )
 from unmask.core.evaluation.features import pick_device
@@ -328,3 +329,37 @@ def test_an_unusable_device_is_one_clear_line() -> None:
     with pytest.raises(UnmaskError, match="--device nonsense cannot be used here .*; choose cpu or auto"):
         pick_device("nonsense")
     assert pick_device("cpu").type == "cpu"
+
+
+# ---- online probes -------------------------------------------------------------------------------------------------
+
+
+def test_online_probes_know_classes_that_lie_apart_and_not_those_that_do_not() -> None:
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 8, generator=g) * 4
+
+    def split(n: int, first: int, apart: bool) -> FeatureSplit:
+        y = torch.arange(n) % 4
+        x = torch.randn(n, 8, generator=g) + (centres[y] if apart else 0.0)
+        return FeatureSplit(x, torch.arange(first, first + n), y)
+
+    right = online_probes(split(200, 0, True), split(100, 1000, True), seed=0)
+    wrong = online_probes(split(200, 0, False), split(100, 1000, False), seed=0)
+    assert right["knn"] > 0.97 and right["linear"] > 0.97
+    assert wrong["knn"] < 0.5 and wrong["linear"] < 0.5
+
+
+def test_online_strength_is_not_chosen_on_what_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Splits] = []
+
+    def look(splits: Splits, protocol: LinearProbe | None = None) -> Any:
+        seen.append(splits)
+        return linear_probe(splits, protocol)
+
+    monkeypatch.setattr("unmask.core.evaluation.online.linear_probe", look)
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    train, val = (FeatureSplit(x, torch.arange(50) + 50 * i, torch.arange(50) % 2) for i in range(2))
+    online_probes(train, val, seed=0)
+    (splits,) = seen
+    assert (len(splits.train), len(splits.val)) == (40, 10) and splits.test is val
+    assert set(splits.train.ids.tolist()) | set(splits.val.ids.tolist()) == set(range(50))

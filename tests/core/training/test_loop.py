@@ -90,10 +90,13 @@ def test_the_counts_are_ragged_enough_for_that_to_mean_something() -> None:
 def train_on_ranks(out: Path, world: int, terms: int) -> None:
     """The same run of 16 samples a step and micro-batches of 4, on one process or cut over several."""
     torch.set_num_threads(1)
-    recipe = toy_recipe(batch_size=16, micro_batch=4, threads=1, log_every=1, monitor=True)
+    recipe = toy_recipe(batch_size=16, micro_batch=4, threads=1, log_every=1, monitor=True, probe_every_epochs=1)
     fabric = make_fabric(recipe, out, devices=world, accelerator="cpu")
     method = Recording(terms=terms)
-    run_toy(out, recipe, fabric=fabric, method=method, train=ToySet(50))
+    train, val = ToySet(50), ToySet(11, 900)
+    for samples in (train, val):
+        samples.labels = samples.ids % 5  # type: ignore[attr-defined]
+    run_toy(out, recipe, fabric=fabric, method=method, train=train, val=val)
     save_file(method.gradients, f"{out}-gradients-{fabric.global_rank}.safetensors")
 
 

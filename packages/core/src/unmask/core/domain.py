@@ -77,7 +77,8 @@ class Dataset(Protocol):
 
     Optional: ``lengths`` (an integer per sample, where samples of like length make better batches),
     ``notes(batch_size)`` (lines to say before training on it), ``warnings`` (samples that are used but look wrong),
-    ``labels`` and ``classes``.
+    ``labels`` (an integer per sample, -1 where it is not known; or several of such by name) and ``classes`` (their
+    names; likewise).
     """
 
     ids: Tensor

@@ -28,7 +28,8 @@ or several (an ``nn.ModuleDict``). `encode` runs it and nothing else that has we
 What `check_method` needs to know, where it differs from the defaults:
 
 * ``target(batch, plan)``: the targets at hidden tokens, which `forward` takes from there. A loss is then checked with
-  its target held fixed; define it wherever the target is more than a copy of the input.
+  its target held fixed; define it wherever the target is more than a copy of the input. The collapse monitor
+  measures the rank of targets that are vectors (see `unmask.core.training.collapse`).
 * ``loss_on``: the tokens that the loss is taken on, one word, or a dict of words by term: "hidden" (the default),
   "visible", "all", or "features" for a regulariser that scores no token and may see hidden input.
 * ``norms_over_all() -> set``: names of BatchNorms, GroupNorms and InstanceNorms whose statistics include hidden input,

@@ -87,6 +87,15 @@ def train(
         bool,
         typer.Option("--deterministic", help="Deterministic kernels only, for bit-for-bit runs on a GPU (slower)."),
     ] = False,
+    probe_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Every N epochs measure the features by k-NN and a linear probe, on labelled data: a curve of how "
+            "good they become.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe, sizes and cost; write nothing.")] = False,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted, exactly.")
@@ -111,6 +120,7 @@ def train(
         "training.workers": workers,
         "training.precision": precision,
         "training.compile": compile_,
+        "training.probe_every_epochs": probe_every,
     }
     given |= {f"networks.{name}": source for name, source in network_sources(networks or []).items()}
     devices, nodes = processes(devices, nodes)

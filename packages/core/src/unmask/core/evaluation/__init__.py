@@ -8,7 +8,8 @@ dataclass beside it, whose defaults are the protocol of all committed results:
 * `WeightedProbe`: the same on a learned weighted sum of layers;
 * `FewLabels`: the linear probe on a few labels;
 * `FineTuning`: the whole network, with layer-wise learning rates;
-* `rankme` and `deviation`: how many dimensions the features use.
+* `rankme` and `deviation`: how many dimensions the features use;
+* `online_probes`: k-NN and a linear probe on a few features, for curves while training.
 
 Every measure is fitted on the train split and chosen on the validation split; the test split is scored once.
 """
@@ -17,6 +18,7 @@ from unmask.core.evaluation.features import FeatureSplit, Splits, extract, keyed
 from unmask.core.evaluation.finetune import Classifier, FineTuning, fine_tune, layer_ids, layer_scale
 from unmask.core.evaluation.knn import KNN, knn_accuracy, knn_predict
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve, linear_probe
+from unmask.core.evaluation.online import online_probes
 from unmask.core.evaluation.rankme import deviation, rankme
 from unmask.core.evaluation.weighted import WeightedProbe, weighted_probe
 
@@ -39,6 +41,7 @@ __all__ = [
     "layer_ids",
     "layer_scale",
     "linear_probe",
+    "online_probes",
     "rankme",
     "weighted_probe",
 ]

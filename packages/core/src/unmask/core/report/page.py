@@ -60,6 +60,7 @@ def render(run: RunFacts, part: Report | None) -> str:
         pictures=pictures,
         probes=part.probes(run) if part else probes(run),
         sections=part.sections(run) if part else [],
+        validated=_validation_figures(run),
         speed=_speed_figure(run),
         rate=_rate_figure(run),
         settings=_settings(run),
@@ -152,6 +153,36 @@ def _verdict(run: RunFacts) -> Verdict:
             f"No reference curve ships with {run.card.id}, so there is nothing to hold this loss against.", "plain"
         )
     return judge(*loss, reference, differences(run))
+
+
+def _validation_figures(run: RunFacts) -> list[Figure]:
+    """What validation measured of the features: their ranks, and online probes."""
+    ranks = {"rankme": "samples", "token_rankme": "tokens", "target_rank": "targets"}
+    keys = {key for line in run.metrics if "loss" not in line for key in line}
+    accuracies = {key: key.replace("_", " ") for key in sorted(keys) if key.split("_")[0] in ("knn", "linear")}
+    spread = run.last("deviation")
+    note = (
+        "Ranks of features that are not centred may fall as a network learns; a fall to next to nothing is a collapse."
+    )
+    note += f" The deviation over samples is {spread:.3g} at the end, of 1." if spread is not None else ""
+    probed = "On bounded subsets of the training and validation splits; the table above is of the test split."
+    return [
+        Figure(title, plots.validation_plot(name, curves, label), _ends(curves), text)
+        for name, title, named, label, scale, text in (
+            ("ranks", "Dimensions that features use (RankMe)", ranks, "effective rank", 1, note),
+            ("online", "k-NN and linear probe while training", accuracies, "validation accuracy (%)", 100, probed),
+        )
+        if (curves := _curves(run, named, scale))
+    ]
+
+
+def _curves(run: RunFacts, named: Mapping[str, str], scale: float) -> dict[str, plots.Series]:
+    found = {text: run.series(key) for key, text in named.items()}
+    return {text: (steps, [scale * v for v in values]) for text, (steps, values) in found.items() if steps}
+
+
+def _ends(curves: Mapping[str, plots.Series]) -> str:
+    return "; ".join(f"{text}: {values[0]:.3g} to {values[-1]:.3g}" for text, (_, values) in curves.items()) + "."
 
 
 def _speed_figure(run: RunFacts) -> Figure | None:

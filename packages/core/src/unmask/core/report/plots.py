@@ -102,6 +102,27 @@ def _limits(axes: Any, *values: Sequence[float]) -> None:
         axes.set_ylim(low - 0.08 * margin, high + 0.35 * margin)
 
 
+def validation_plot(name: str, curves: dict[str, Series], label: str) -> str:
+    """Numbers of validation by step, a line each, from 0 up.
+
+    Args:
+        name: of the plot, for ids.
+        curves: at most six, by what the legend calls them.
+        label: of the values.
+    """
+    looks = [(color, line) for line in ("-", "--") for color in (MAIN, SECOND, THIRD)]
+
+    def draw(axes: Any) -> None:
+        for (text, curve), (color, line) in zip(curves.items(), looks, strict=False):
+            axes.plot(*curve, color=color, linestyle=line, marker="o", markersize=3.5, label=text)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.legend(loc="best")
+
+    return _draw(name, draw)
+
+
 def speed_plot(speed: Series) -> str:
     """Samples per second by step."""
 

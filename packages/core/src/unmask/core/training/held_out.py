@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.core.randomness import Key
+from unmask.core.evaluation.online import keyed_choice
 from unmask.core.training.collapse import SAMPLES, CollapseMonitor, is_watched
 from unmask.core.training.gradients import Call, draw_call
 from unmask.core.training.numbers import validate
 from unmask.core.training.position import Collate, Position, batches, validation_sampler
+from unmask.core.training.probes import OnlineProbes
 from unmask.core.training.recipe import Recipe, micro_batch
 
 
@@ -28,6 +29,7 @@ class HeldOut:
         fabric: Lightning Fabric, launched.
         method: what is trained.
         val_set: the validation split; None or empty where there is none, and then nothing is measured.
+        probe_set: the training split, for online probes.
         collate: samples to a batch.
         recipe: see `fit`.
         position: of the run.
@@ -39,16 +41,20 @@ class HeldOut:
         fabric: Any,
         method: Any,
         val_set: Any | None,
+        probe_set: Any,
         collate: Collate,
         recipe: Recipe,
         position: Position,
         earlier: Sequence[Mapping[str, Any]],
     ) -> None:
+        """Raises UnmaskError where probes are asked for and there is nothing to probe."""
         self.fabric, self.method, self.recipe, self.position = fabric, method, recipe, position
         self.val_set, self.collate = val_set, collate
         self.there = val_set is not None and len(val_set) > 0
         watched = self.there and len(val_set) >= fabric.world_size and is_watched(method, recipe)  # type: ignore[arg-type]
         self.monitor = CollapseMonitor(fabric, method, earlier) if watched else None
+        probed = recipe.training.probe_every_epochs is not None
+        self.probes = OnlineProbes(fabric, method, probe_set, val_set, recipe.seed) if probed else None
 
     def begin(self) -> None:
         """Look at the features before the first step: a collapse may come sooner than the first validation."""
@@ -57,7 +63,15 @@ class HeldOut:
 
     def measure(self, step: int) -> tuple[dict[str, float], list[str]]:
         """The numbers that are due after `step`, and what to say about them; every rank calls it."""
-        if not self.there or not self._due(step, self.recipe.training.validate_every_epochs):
+        numbers, said = self._validate() if self._due(step, self.recipe.training.validate_every_epochs) else ({}, [])
+        if self.probes is not None and self._due(step, self.recipe.training.probe_every_epochs):
+            found = self.probes.measure(self.batches)
+            numbers |= found
+            said.append(", ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in found.items()))
+        return numbers, said
+
+    def _validate(self) -> tuple[dict[str, float], list[str]]:
+        if not self.there:
             return {}, []
         everything = torch.arange(len(self.val_set))  # type: ignore[arg-type]
         numbers = validate(self.fabric, self.method, self._calls(everything))
@@ -75,7 +89,8 @@ class HeldOut:
         return step % (every_epochs * self.position.steps_per_epoch) == 0 or step == self.position.total
 
     def _some(self) -> Iterator[Call]:
-        return self._calls(choose(self.val_set, SAMPLES, self.recipe.seed))
+        ids = self.val_set.ids  # type: ignore[union-attr]  # there is a monitor, hence a split
+        return self._calls(keyed_choice(ids, SAMPLES, self.recipe.seed).sort().values)
 
     def _calls(self, index: Int[Tensor, "n"]) -> Iterator[Call]:
         """This rank's batches of some validation samples, at masks that are the same every time."""
@@ -91,9 +106,3 @@ class HeldOut:
         sampler = validation_sampler(len(index), micro_batch(self.recipe, world), rank, world, lengths)
         chosen = [[(int(index[i]), visit) for i, visit in batch] for batch in sampler]
         yield from batches(dataset, chosen, self.collate, self.recipe.training.workers, pin=False)
-
-
-def choose(dataset: Any, limit: int, seed: int) -> Int[Tensor, "n"]:
-    """Which samples are looked at where all are too many: it depends on seed and ids alone. In their old order."""
-    rank = Key.of(seed, dataset.ids.cpu()).stream("held out").bits(1)[:, 0]
-    return rank.argsort()[:limit].sort().values

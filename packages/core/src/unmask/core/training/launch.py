@@ -150,6 +150,11 @@ def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None
     return recipe, train_set, val_set, part.collate
 
 
+def open_plain(recipe: Recipe) -> Any:
+    """The training split without augmentation, of a recipe whose data are resolved."""
+    return registry.data_kind(recipe.method).open_split(recipe.data, "train", seed=recipe.seed, augment=False)
+
+
 def build(recipe: Recipe, networks: Mapping[str, Network] | None = None, say: Say = say_on_stderr) -> nn.Module:
     """The recipe's method with its initial weights: those of `init`, or random ones that the seed decides.
 

@@ -33,6 +33,7 @@ from unmask.core.training.launch import (
     make_fabric,
     on_rank_zero,
     open_data,
+    open_plain,
 )
 from unmask.core.training.monitor import Display, Meter, count_flops, peak_flops
 from unmask.core.training.numbers import FiniteWatch
@@ -122,13 +123,14 @@ class Launch:
         with self.fabric.rank_zero_first():
             recipe, networks = open_networks(recipe)
             recipe, train_set, val_set, collate = open_data(recipe, self.say)
+            probe_set = open_plain(recipe) if recipe.training.probe_every_epochs else None
         # A checkpoint overwrites what `init` would load, which may have moved since.
         resuming = resume and any(run.checkpoints.glob("step-*.safetensors"))
         method = build(replace(recipe, init=None) if resuming else recipe, networks, self.say)
         if not resuming:
             check_draw(method, train_set, collate, recipe)
         options = {"fabric": self.fabric, "resume": resume, "extend": self.extend, "progress": self.progress}
-        return fit(method, train_set, val_set, collate, recipe, out, whole=self.run, **options)
+        return fit(method, train_set, val_set, collate, recipe, out, probe_set=probe_set, whole=self.run, **options)
 
 
 def _prepare(recipe: Recipe, run: RunDirectory, launch: Launch, *, resume: bool) -> Recipe:
@@ -156,6 +158,7 @@ def fit(
     recipe: Recipe,
     out: str | Path,
     *,
+    probe_set: Any | None = None,
     fabric: Any = None,
     resume: bool = False,
     extend: bool = False,
@@ -171,6 +174,7 @@ def fit(
         collate: samples to a batch.
         recipe: its `optimizer`, `schedule`, `training` and `seed` are used; all of it is recorded.
         out: the run directory.
+        probe_set: the training split without augmentation, for online probes; None takes `train_set`.
         fabric: from `make_fabric`, where the run needs more than one device.
         resume: as for `train`.
         extend: as for `train`.
@@ -188,7 +192,8 @@ def fit(
     fabric.barrier()  # every rank has looked before rank zero writes
     with StopSignals() as stop, run.starting(resume=resume, first=fabric.is_global_zero):
         try:
-            loop = Loop(fabric, method, train_set, val_set, collate, recipe, run, display, total, saved)
+            splits = train_set, val_set, train_set if probe_set is None else probe_set
+            loop = Loop(fabric, method, splits, collate, recipe, run, display, total, saved)
             saved = None  # the loop has copied it; it is as large as model and optimizer together
             with loading_errors(run.resume_command):
                 loop.run(stop)
@@ -203,8 +208,7 @@ class Loop:
     Args:
         fabric: Lightning Fabric, launched.
         method: what is trained.
-        train_set: see `fit`.
-        val_set: see `fit`.
+        splits: train_set, val_set and probe_set; see `fit`.
         collate: see `fit`.
         recipe: see `fit`.
         run_dir: where everything is written.
@@ -217,8 +221,7 @@ class Loop:
         self,
         fabric: Any,
         method: nn.Module,
-        train_set: Any,
-        val_set: Any | None,
+        splits: tuple[Any, Any | None, Any],
         collate: Collate,
         recipe: Recipe,
         run_dir: RunDirectory,
@@ -227,16 +230,16 @@ class Loop:
         saved: checkpoint.Checkpoint | None = None,
     ) -> None:
         self.fabric, self.recipe, self.run_dir, self.display, self.total = fabric, recipe, run_dir, display, total
-        self.train_set, self.collate = train_set, collate
+        (self.train_set, val_set, probe_set), self.collate = splits, collate
         self.method: Any = method.to(fabric.device)
         self.optimizer: Any = make_optimizer(self.method, recipe.optimizer)
         check_groups(self.method, self.optimizer)
         self.step = 0 if saved is None else self._restore(saved)
         self.learning_rate = learning_rate(recipe)
         self.position = self._position()
-        self.watch = FiniteWatch(fabric, self.position, train_set, run_dir.checkpoints)
+        self.watch = FiniteWatch(fabric, self.position, self.train_set, run_dir.checkpoints)
         earlier = run_dir.lines(self.step)
-        self.held_out = HeldOut(fabric, self.method, val_set, collate, recipe, self.position, earlier)
+        self.held_out = HeldOut(fabric, self.method, val_set, probe_set, collate, recipe, self.position, earlier)
         self.meter = self._meter()
         if recipe.training.compile:
             self.method.compile()

@@ -103,7 +103,7 @@ class Training:
         compile: pass the method through torch.compile.
         workers: data loading processes per device; 0 loads in the training process.
         log_every: steps between lines in metrics.jsonl.
-        validate_every_epochs: epochs between validation losses.
+        validate_every_epochs: epochs between validations: the loss, and what `monitor` adds.
         checkpoint_every_steps: steps between checkpoints.
         keep_checkpoints: how many to keep.
         monitor: measure at validation how many dimensions the features use, which tells a collapse: true, false, or
@@ -337,11 +337,12 @@ def _defaults(missing: list[dataclasses.Field[Any]]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Dataclasses and sequences as dicts and lists, ready for YAML and JSON."""
+    return json.loads(json.dumps(value, default=_as_plain))
 
-    def plain(part: Any) -> Any:
-        return dataclasses.asdict(part) if dataclasses.is_dataclass(part) else str(part)  # type: ignore[arg-type]
 
-    return json.loads(json.dumps(value, default=plain))
+def _as_plain(value: Any) -> Any:
+    is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_instance else str(value)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
