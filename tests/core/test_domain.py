@@ -28,7 +28,7 @@ def test_every_lack_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         path: str
         free_to_change: ClassVar[frozenset[str]] = frozenset({"elsewhere"})
 
-    monkeypatch.setitem(sys.modules, "half_a_domain", SimpleNamespace(Settings=Settings, resolve=None))
+    monkeypatch.setitem(sys.modules, "half_a_domain", SimpleNamespace(Settings=Settings, resolve=None, inputs_of=None))
     broken = replace(
         registry.domain("vision"),
         data={"half": "half_a_domain"},
@@ -47,5 +47,6 @@ def test_every_lack_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         "names elsewhere",
         "no_such_module",
         "formats",
+        "come together",
     ):
         assert part in str(error.value)

@@ -173,6 +173,9 @@ def test_masks_that_a_teacher_guides(copy: Copy) -> None:
     teacher = {name: tensor for name, tensor in saved.items() if name.startswith("teacher.module.")}
     trained = [name for name in teacher if "pos_embed" not in name]
     assert trained and all(not torch.equal(saved[n], saved[n.replace("teacher.module", "encoder")]) for n in trained)
+    occlusion = ["--method", "vision/occlusion", "--network", f"network={run}", "--set", "side=2"]
+    assert "2 maps" in ok(copy, "explain", "digits", *occlusion, "--count", 2, "--out", "of a run")
+    assert np.load(next((copy.work / "of a run").glob("*.npy"))).shape == (8, 8), "a run's own size and normalisation"
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert "val_loss" in line and "unmask embed" in ok(copy, "train", "--resume", run, "--quiet")
 

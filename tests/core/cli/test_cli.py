@@ -65,7 +65,9 @@ def test_list_is_fast_and_imports_no_torch() -> None:
     assert "2111.06377" in found["vision/mae"]["paper"]
 
 
-@pytest.mark.parametrize("command", ["list", "train", "evaluate", "finetune", "embed", "report", "export"])
+@pytest.mark.parametrize(
+    "command", ["list", "train", "evaluate", "finetune", "embed", "generate", "explain", "report", "export"]
+)
 def test_help_has_text_and_examples(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +114,10 @@ def test_train_dry_run_and_go_on(
         (["train", "--recipe", "RECIPE", "--out", "x", "--data", "nowhere"], "nowhere"),
         (["train", "--recipe", "RECIPE", "--out", "x", "--strategy", "fsdp"], "choose auto or ddp"),
         (["evaluate", "nowhere"], "nowhere is not a run"),
+        (["generate", "nowhere", "--out", "x"], "nowhere is not a run"),
+        (["explain", "x", "--method", "vision/mea", "--out", "x"], "did you mean 'vision/mae'"),
+        (["explain", "x", "--method", "vision/mae", "--network", "a", "--out", "x"], "expected NAME=DIR_OR_HUB_ID"),
+        (["list", "--kind", "pretraining"], "choose one of pretrain, finetune"),
         (["data", "fetch", "cifar11"], "did you mean 'cifar10'"),
     ],
 )

@@ -9,6 +9,8 @@ A trained method is an ``nn.Module`` with
   tests them for leaks;
 * ``picture(batch, plan) -> dict``: named images for the report.
 
+Kinds other than ``pretrain`` may leave out the last three, and their plan may hold no mask, or be None.
+
 `draw` and `forward` run under the same autocast, `draw` without gradients: a teacher that runs in `draw` computes in
 the student's type. What a draw needs in full precision it computes under ``torch.autocast(device, enabled=False)``.
 
@@ -36,7 +38,10 @@ What `check_method` needs to know, where it differs from the defaults:
   as published. Leaks are then looked for with these norms cut out: nothing hidden may go any other way.
 * ``students() -> dict``: from the path of an EMA teacher to the module it follows, where the method has no module, or
   several, with the teacher's parameters (see `unmask.core.checks.teachers`).
-* ``generate(count, seed)``: samples, a row for each, the same for the same seed.
+
+A method of the kind ``generate`` has ``generate(count, seed)``: samples, a tensor or a dict of tensors with a row for
+each, the same for the same seed, for ``unmask generate``. One of the kind ``explain`` is no module but a plain function
+on a network: see `unmask.core.explanation`.
 
 There is no base class: whatever has these functions works in our loop, and a method works in anybody's loop.
 """

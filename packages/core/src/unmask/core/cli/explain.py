@@ -57,4 +57,4 @@ def explain(
     if as_json:
         print_json(said | {"out": str(out)})
     else:
-        print(f"{out}: maps of {len(said['inputs'])} inputs")
+        print(f"{out}: {len(said['inputs'])} maps, listed in explanation.json")
