@@ -65,7 +65,7 @@ def test_list_is_fast_and_imports_no_torch() -> None:
     assert "2111.06377" in found["vision/mae"]["paper"]
 
 
-@pytest.mark.parametrize("command", ["list", "train", "evaluate", "finetune", "embed", "report", "export"])
+@pytest.mark.parametrize("command", ["list", "train", "evaluate", "finetune", "predict", "embed", "report", "export"])
 def test_help_has_text_and_examples(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

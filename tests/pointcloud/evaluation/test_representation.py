@@ -21,6 +21,7 @@ from unmask.core.evaluation.embedding import embed
 from unmask.core.evaluation.encoding import at_source, settle, settle_on, untrained
 from unmask.core.evaluation.features import FeatureSplit, Splits
 from unmask.core.evaluation.finetune import Classifier, FineTuning, layer_ids, layered_groups
+from unmask.core.evaluation.predict import predict
 from unmask.core.evaluation.run import evaluate, table
 from unmask.core.evaluation.samples import probe
 from unmask.core.report.gather import read_run
@@ -502,6 +503,11 @@ def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path)
         torch.testing.assert_close(model(model.preprocess(files)), answered)
     right = (answered.argmax(1) == batch.labels).float().mean()
     assert float(right) == pytest.approx(result["accuracy"])
+    predicted = pq.read_table(predict(tmp_path / "out", str(folder), tmp_path / "said.parquet", device="cpu"))
+    assert len(predicted) == 3 * sum(SIZES.values())
+    by_name = dict(zip(predicted["name"].to_pylist(), predicted["label"].to_pylist(), strict=True))
+    said = [by_name[test.name_of(int(i))] for i in batch.ids]
+    assert said == [model.classes[i] for i in answered.argmax(1).tolist()]
     names = set(torch_names(tmp_path / "out" / "model.safetensors"))
     assert {name.split(".")[0] for name in names} == {"pillar_encoder", "encoder", "norm", "head"}
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unmask.core import cli
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.embedding import embed
 from unmask.core.evaluation.encoding import at_source, untrained
@@ -145,6 +146,43 @@ def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path)
     with torch.no_grad():
         right = (model(batch.images).argmax(1) == batch.labels).float().mean()
     assert float(right) == pytest.approx(result["accuracy"])
+
+
+def test_a_classifier_predicts_and_a_run_without_one_says_how_to_make_one(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedy in the refusal is followed to its end."""
+
+    def command(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["unmask", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    out = tmp_path / "predictions.parquet"
+    assert command("predict", run, photos, "--out", out) == 2
+    said = capsys.readouterr().err
+    remedy = f"unmask finetune {run} --data LABELLED --out CLASSIFIER"
+    assert remedy in said and not out.exists()
+    classifier = tmp_path / "classifier"
+    words = remedy.replace("LABELLED", "digits").replace("CLASSIFIER", str(classifier)).split()[1:]
+    assert command(*words, "--epochs", 1) == 0
+    assert command("predict", classifier, photos, "--out", out, "--device", "cpu") == 0
+    assert "1 images are left out: notes.jpg" in capsys.readouterr().err
+    found = pq.read_table(out)
+    classes = json.loads(found.schema.metadata[b"classes"])
+    assert classes == list("0123456789") and len(found) == 12 and "deep/01.png" in found["name"].to_pylist()
+    probabilities = torch.tensor(found["probabilities"].to_pylist())
+    assert probabilities.shape == (12, 10)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(12))
+    assert found["label"].to_pylist() == [classes[i] for i in probabilities.argmax(1).tolist()]
+    torch.testing.assert_close(torch.tensor(found["probability"].to_pylist()), probabilities.amax(1))
+    images = open_split(at_source(load_run(run).recipe.data, str(photos)), "all")
+    names = [images.name_of(int(i)) for i in images.ids]
+    row = names.index("04.png")
+    with torch.no_grad():
+        expected = load_classifier(classifier)(images.__getitems__([(row, 0)]).images).softmax(1)[0]
+    torch.testing.assert_close(probabilities[found["name"].to_pylist().index("04.png")], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_fine_tuning_on_few_labels_and_from_scratch(run: Path, tmp_path: Path) -> None:

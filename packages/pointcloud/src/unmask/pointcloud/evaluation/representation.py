@@ -19,6 +19,7 @@ from unmask.pointcloud.data.clouds import PointClouds
 from unmask.pointcloud.evaluation.dense import DenseProbe, NoPointLabels, Reading, dense_probe
 from unmask.pointcloud.evaluation.features import coordinates, of_points, raw_points
 from unmask.pointcloud.evaluation.finetuning import finetune as finetune
+from unmask.pointcloud.evaluation.finetuning import load_classifier as batch_classifier  # noqa: F401
 from unmask.pointcloud.evaluation.finetuning import load_classifier as load_classifier
 from unmask.pointcloud.evaluation.finetuning import protocol_for, tune
 from unmask.pointcloud.evaluation.tables import table as table

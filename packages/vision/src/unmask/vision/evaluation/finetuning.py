@@ -132,6 +132,17 @@ def finetune(
     return json.loads(json.dumps(result))
 
 
+def batch_classifier(out: str | Path, device: str = "cpu") -> Any:
+    """`load_classifier` as a function of a batch."""
+    model: Any = load_classifier(out, device)
+
+    def classify(batch: ImageBatch) -> Tensor:
+        return model(batch.images)
+
+    classify.classes = model.classes  # type: ignore[attr-defined]
+    return classify
+
+
 def load_classifier(out: str | Path, device: str = "cpu") -> Classifier:
     """The classifier that `finetune` wrote, in eval mode, with its class names as ``classes``.
 

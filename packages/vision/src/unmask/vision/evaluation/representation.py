@@ -13,6 +13,7 @@ from unmask.core.evaluation.run import Job
 from unmask.core.evaluation.samples import labelled, probe_samples, spread_of
 from unmask.core.evaluation.tables import row_table, sample_columns
 from unmask.vision.data.images import ImageBatch
+from unmask.vision.evaluation.finetuning import batch_classifier as batch_classifier
 from unmask.vision.evaluation.finetuning import finetune as finetune
 from unmask.vision.evaluation.finetuning import load_classifier as load_classifier
 from unmask.vision.evaluation.finetuning import protocol_for, tune
