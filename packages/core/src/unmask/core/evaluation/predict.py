@@ -7,18 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.core import registry
-from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.embedding import Columns, open_all, per_sample, write_rows
 from unmask.core.evaluation.encoding import Named, name_left_out
 from unmask.core.evaluation.features import pick_device
+from unmask.core.evaluation.finetune import load_tuned
 from unmask.core.progress import progress_bar
-from unmask.core.training.checkpoint import LoadedRun
-from unmask.core.training.recipe import make_recipe, read_yaml
 
 _COLUMNS = {"label": "string", "probability": "float", "probabilities": "list<float>"}
 
@@ -42,10 +38,11 @@ def predict(tuned: str | Path, folder: str, out: str | Path, *, device: str = "a
     """
     place = pick_device(device)
     run = load_tuned(tuned, place)
-    dataset, model = open_all(run, folder), run.method
+    model: Any = run.method
+    dataset = open_all(run, folder)
 
     def probabilities(batch: Any) -> Float[Tensor, "batch classes"]:
-        return model(batch).float().softmax(1)
+        return model.predict(batch).float().softmax(1)
 
     with progress_bar("predicting", len(dataset)) as advance:
         found = per_sample(probabilities, run, dataset, place, advance)
@@ -60,21 +57,3 @@ def _rows(found: Iterator[Named], classes: list[str]) -> Iterator[tuple[list[int
         best, index = probabilities.max(1)
         labels = [classes[i] for i in index.tolist()]
         yield ids, names, {"label": labels, "probability": best.tolist(), "probabilities": probabilities}
-
-
-def load_tuned(tuned: str | Path, device: torch.device) -> LoadedRun:
-    """A fine-tuned classifier, as a function of a batch to logits, with its ``classes``.
-
-    Raises:
-        UnmaskError: the directory holds none.
-    """
-    about, path = Path(tuned) / "finetune.json", Path(tuned) / "recipe.yaml"
-    if not about.is_file() or not path.is_file():
-        data = "--data LABELLED --out CLASSIFIER"
-        run = tuned if path.is_file() else "RUN"
-        raise UnmaskError(
-            f"{tuned} holds no fine-tuned classifier; make one with: unmask finetune {run} {data} - and give CLASSIFIER"
-        )
-    recipe = make_recipe(read_yaml(path), source=str(path), try_build=False)
-    model = registry.task(recipe.method).batch_classifier(tuned, str(device))
-    return LoadedRun(model, recipe, int(json.loads(about.read_text(encoding="utf-8"))["step"]))
