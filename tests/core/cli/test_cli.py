@@ -66,7 +66,7 @@ def test_list_is_fast_and_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "train", "evaluate", "finetune", "embed", "generate", "explain", "report", "export"]
+    "command", ["list", "train", "evaluate", "finetune", "predict", "embed", "generate", "explain", "report", "export"]
 )
 def test_help_has_text_and_examples(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

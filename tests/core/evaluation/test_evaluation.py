@@ -12,30 +12,30 @@ from torch import Tensor, nn
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation import (
     KNN,
-    Classifier,
     FeatureSplit,
     FewLabels,
-    FineTuning,
     LinearProbe,
     Splits,
     deviation,
     extract,
     few_label_curve,
-    fine_tune,
     keyed_subset,
     knn_accuracy,
     knn_predict,
-    layer_ids,
-    layer_scale,
     linear_probe,
     online_probes,
     rankme,
 )
+from unmask.core.evaluation.classifier import Classifier, layers_of
+from unmask.core.evaluation.encoding import Encoding
 from unmask.core.evaluation.features import pick_device
-from unmask.core.evaluation.finetune import layered_groups, learning_rate
+from unmask.core.evaluation.finetune import FineTuning, tuned_recipe
 from unmask.core.evaluation.linear import fit_logistic, standardize
 from unmask.core.method import Clock, Features
 from unmask.core.nn.transformer import Block, DropPath
+from unmask.core.training.groups import param_groups
+from unmask.core.training.recipe import Tuning
+from unmask.core.training.schedules import learning_rate
 
 
 def clusters(per_class: int, classes: int = 3, dim: int = 8, noise: float = 0.1, first: int = 0) -> FeatureSplit:
@@ -191,6 +191,9 @@ class TinyEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(8, 2) for _ in range(depth))
         self.norm = nn.LayerNorm(8)
 
+    def layers_by_depth(self) -> list[list[nn.Module | nn.Parameter]]:
+        return [[self.patch_embed, self.cls_token, self.pos_embed], *([block] for block in self.blocks)]
+
     def forward(self, x: Tensor) -> Features:
         x = self.patch_embed(x.view(len(x), 4, 2)) + self.pos_embed + self.cls_token
         for block in self.blocks:
@@ -222,88 +225,80 @@ class Rows(SimpleNamespace):
         super().__init__(x=x, ids=ids, labels=labels)
 
 
-def test_layer_ids_and_scales_are_the_papers() -> None:
-    model = Classifier(TinyEncoder(), 5)
-    ids = layer_ids(model)
-    assert {ids[name] for name in ids if "patch_embed" in name or "pos_embed" in name or "cls_token" in name} == {0}
-    assert ids["encoder.blocks.0.attn.qkv.weight"] == 1
-    assert ids["encoder.blocks.2.mlp.fc2.bias"] == 3
-    assert {ids[name] for name in ids if name.startswith(("norm.", "head."))} == {4}
-    assert [layer_scale(i, 3, 0.65) for i in range(5)] == pytest.approx([0.65**4, 0.65**3, 0.65**2, 0.65, 1.0])
+class TinyMethod(nn.Module):
+    """The encoder with a decoder that does not transfer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = TinyEncoder()
+        self.decoder = nn.Linear(8, 2)
+        self.mask_token = nn.Parameter(torch.zeros(8))
+
+    def encode(self, batch: Any) -> Features:
+        return self.encoder(batch.x)
 
 
-def test_every_parameter_is_in_one_group_with_its_scale_and_decay() -> None:
-    model, protocol = Classifier(TinyEncoder(), 5), FineTuning(layer_decay=0.5)
-    ids, names = layer_ids(model), {p: name for name, p in model.named_parameters()}
-    groups = layered_groups(model, protocol)
-    found = [names[p] for group in groups for p in group["params"]]
-    assert sorted(found) == sorted(names.values())
+def classifier(**tuning: Any) -> Classifier:
+    return Classifier(TinyMethod(), Encoding(), 8, Tuning(tuple("abcde"), **tuning))
+
+
+def test_every_parameter_learns_at_the_rate_of_its_layer_and_decays_as_published() -> None:
+    model = classifier(layer_decay=0.65)
+    scale = {name: group["lr_scale"] for group in model.param_groups() for name, _ in group["params"]}
+    assert sorted(scale) == sorted(name for name, _ in model.named_parameters())
+    lowest = {scale[name] for name in scale if any(part in name for part in ("patch_embed", "pos_embed", "cls_token"))}
+    assert lowest == {0.65**4}
+    for i in range(3):
+        found = {scale[name] for name in scale if name.startswith(f"method.encoder.blocks.{i}.")}
+        assert found == {0.65 ** (3 - i)}
+    assert {scale[name] for name in scale if name.startswith(("norm.", "head."))} == {1.0}
+    groups = param_groups(model, 0.05)
+    assert sum(len(group["params"]) for group in groups) == len(scale)
     for group in groups:
-        for parameter in group["params"]:
-            name = names[parameter]
-            assert group["lr_scale"] == 0.5 ** (4 - ids[name])
-            plain = parameter.ndim == 1 or name in ("encoder.pos_embed", "encoder.cls_token")
+        for name, parameter in group["params"]:
+            plain = parameter.ndim == 1 or name.endswith(("pos_embed", "cls_token"))
             assert group["weight_decay"] == (0.0 if plain else 0.05)
 
 
-def test_swin_layers_count_through_the_stages() -> None:
-    from unmask.core.evaluation.finetune import _layer_id
+def test_layers_of_swin_count_through_the_stages() -> None:
+    from unmask.vision.encoders.timm import SwinSettings, swin
 
-    stages = [2, 2, 6, 2]
-    names = ["patch_embed.proj.weight", "layers.0.blocks.1.norm1.weight", "layers.1.downsample.norm.weight"]
-    names += ["layers.2.blocks.0.mlp.fc1.weight", "layers.3.blocks.1.mlp.fc1.weight"]
-    assert [_layer_id(f"encoder.{name}", sum(stages), stages) for name in names] == [0, 2, 2, 5, 12]
-    assert _layer_id("head.weight", sum(stages), stages) == 13
+    encoder: Any = swin(SwinSettings(patch_size=2, dim=8, depths=(2, 1), heads=(2, 2), window=2), (16, 16))
+    first, second = encoder.layers
+    assert layers_of(encoder) == [
+        [encoder.patch_embed, first.downsample], [first.blocks[0]], [first.blocks[1], second.downsample],
+        [second.blocks[0]],
+    ]  # fmt: skip
 
 
 def test_the_classifier_starts_near_zero_replaces_the_norm_and_trains_positions() -> None:
-    encoder = TinyEncoder()
-    model = Classifier(encoder, 5, drop_path=0.3)
+    method = TinyMethod()
+    model = Classifier(method, Encoding(), 8, Tuning(tuple("abcde"), drop_path=0.3))
     assert 0 < model.head.weight.abs().max() < 1e-3
-    assert model(torch.randn(2, 8)).abs().max() < 1e-3
-    assert isinstance(model.encoder.norm, nn.Identity)
-    assert isinstance(encoder.norm, nn.LayerNorm), "the encoder that was given must stay as it was"
-    assert model.encoder.pos_embed.requires_grad and not encoder.pos_embed.requires_grad
+    batch = Rows(torch.randn(2, 8), torch.arange(2), torch.tensor([0, 4]))
+    assert model.eval().predict(batch).abs().max() < 1e-3
+    encoder = model.method.encoder
+    assert isinstance(encoder.norm, nn.Identity)
+    assert isinstance(method.encoder.norm, nn.LayerNorm), "the method that was given must stay as it was"
+    assert encoder.pos_embed.requires_grad and not method.encoder.pos_embed.requires_grad
+    assert not hasattr(model.method, "decoder") and not hasattr(model.method, "mask_token")
     rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0.0, 0.15, 0.3])
+    with torch.no_grad():
+        output = model(batch, None)
+    assert float(output.loss) == pytest.approx(float(torch.tensor(5.0).log()), abs=1e-3)
+    assert output.metrics["accuracy"].count == 2
 
 
 def test_the_schedule_warms_up_to_the_scaled_rate_and_ends_at_the_least() -> None:
-    rate = learning_rate(FineTuning(warmup_share=0.1), 512)
+    from unmask.core.training.recipe import load_recipe
+
+    run: Any = SimpleNamespace(recipe=load_recipe("vision/mae", "tiny"))
+    protocol = FineTuning(epochs=10, warmup_share=0.1, batch_size=512)
+    rate = learning_rate(tuned_recipe(run, run.recipe.data, protocol, ["a", "b"], samples=5120))
     assert rate(Clock(0, 100)) == 0.0
     assert rate(Clock(10, 100)) == pytest.approx(1e-3)
     assert rate(Clock(100, 100)) == pytest.approx(1e-6)
-
-
-def tune(seed: int = 0, epochs: int = 2) -> Any:
-    torch.manual_seed(3)
-    encoder, splits = TinyEncoder(), three_splits(noise=0.2)
-    train = Vectors(splits.train)
-    protocol = FineTuning(epochs=epochs, batch_size=16, base_lr=0.2, layer_decay=0.9, drop_path=0.1)
-    return fine_tune(encoder, 3, train, train.collate, lambda b: b.x, test=train, protocol=protocol, seed=seed)
-
-
-def test_fine_tuning_learns() -> None:
-    found = tune(epochs=25)
-    assert found.accuracy > 0.9 and found.val_accuracy is None
-    assert len(found.losses) == 25 and found.losses[-1] < found.losses[0]
-    assert not found.classifier.training
-
-
-def test_fine_tuning_repeats_from_its_seed() -> None:
-    first, second, other = tune(), tune(), tune(seed=1)
-    assert first.losses == second.losses
-    assert first.losses != other.losses
-    for a, b in zip(first.classifier.parameters(), second.classifier.parameters(), strict=True):
-        assert a.equal(b)
-
-
-def test_fine_tuning_draws_from_a_generator_of_its_own() -> None:
-    torch.manual_seed(3)
-    TinyEncoder()
-    expected = torch.rand(4)
-    tune()
-    assert torch.rand(4).equal(expected)
 
 
 # ---- features ------------------------------------------------------------------------------------------------------

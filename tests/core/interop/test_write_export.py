@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from classifiers import write_classifier
 
-from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.interop.export import Exported, write_export
 from unmask.core.interop.model_card import lines, model_card, public
@@ -80,15 +80,10 @@ def test_refusals_leave_nothing(run: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
 
-def test_a_format_for_classifiers_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Classifier:
-        classes = ("cat", "dog")
-
+def test_a_format_for_classifiers_is_named(run: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
-    tuned.mkdir()
-    (tuned / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
+    write_classifier(run, tuned, ("cat", "dog"))
     (tuned / "finetune.json").write_text(json.dumps({"step": 9, "data": "/home/me/pets", "accuracy": 0.75}))
-    monkeypatch.setattr(registry.task("vision/mae"), "load_classifier", lambda path, device: Classifier())
     with pytest.raises(UnmaskError, match="--to some writes none; export it with: --to other or --to more$"):
         write_export(tuned, tmp_path / "out", "some", WRITERS, card, classifiers=["other", "more"])
     with pytest.raises(UnmaskError, match=r"use it with unmask\.vision\.load, or export the run that was fine-tuned$"):

@@ -18,28 +18,31 @@ from torch import Tensor
 
 import unmask.pointcloud
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation import samples
+from unmask.core.evaluation.classifier import Classifier, layers_of
 from unmask.core.evaluation.embedding import embed
 from unmask.core.evaluation.encoding import at_source, settle, settle_on, untrained
 from unmask.core.evaluation.features import FeatureSplit, Splits
-from unmask.core.evaluation.finetune import Classifier, FineTuning, layer_ids, layered_groups
+from unmask.core.evaluation.finetune import FineTuning, finetune, load_classifier
+from unmask.core.evaluation.predict import predict
 from unmask.core.evaluation.run import evaluate, table
 from unmask.core.evaluation.samples import probe
 from unmask.core.report.gather import read_run
 from unmask.core.training import checkpoint
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.launch import build
+from unmask.core.training.recipe import Tuning
 from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.data.clouds import collate, open_split
 from unmask.pointcloud.encoders.sparse_conv import ConvEncoderSettings, SparseConvEncoder
 from unmask.pointcloud.encoders.window import PillarEncoder
 from unmask.pointcloud.evaluation import dense, finetuning
 from unmask.pointcloud.evaluation.dense import DenseProbe, NoPointLabels, Reading, dense_probe
+from unmask.pointcloud.evaluation.encoding import ENCODING
 from unmask.pointcloud.evaluation.features import BINS, QUANTILES, cloud_vectors, coordinates, point_coordinates
-from unmask.pointcloud.evaluation.finetuning import PooledEncoder, protocol_for
-from unmask.pointcloud.evaluation.representation import finetune, load_classifier
+from unmask.pointcloud.evaluation.finetuning import protocol_for
 from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, voxelise
 from unmask.pointcloud.interop.export import export
-from unmask.pointcloud.interop.model import CloudEncoder
 from unmask.pointcloud.report.sections import probes
 
 SIZES = {"train": 12, "val": 4, "test": 5}  # of each of three kinds
@@ -266,17 +269,15 @@ def test_probes_find_a_label_that_the_features_hold() -> None:
     assert (row["knn"], row["linear"], row["few_label"]["100"]) == (1.0, 1.0, 1.0)
 
 
-def test_fine_tuning_stands_beside_training_from_scratch(
-    run: Path, evaluated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fine_tuning_stands_beside_training_from_scratch(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decays = []
-    fine_tune = finetuning.fine_tune
+    tune = samples.tune
 
-    def watched(*args: Any, **options: Any) -> Any:
-        decays.append(options["protocol"].layer_decay)
-        return fine_tune(*args, **options)
+    def watched(run: Any, splits: Any, recipe: Any, **options: Any) -> Any:
+        decays.append(recipe.finetune.layer_decay)
+        return tune(run, splits, recipe, **options)
 
-    monkeypatch.setattr(finetuning, "fine_tune", watched)
+    monkeypatch.setattr(samples, "tune", watched)
     result = evaluate(run, device="cpu", epochs=1)
     assert decays == [0.65, 1.0]
     assert (result["protocol"]["finetune"]["epochs"], result["protocol"]["finetune"]["batch_size"]) == (1, 8)
@@ -440,50 +441,41 @@ def test_points_of_one_class_cannot_be_probed(splits: dict[str, Any]) -> None:
 
 def test_layers_learn_at_rates_by_their_depth(scans: Path, tmp_path: Path) -> None:
     encoder_settings = {"dim": 16, "depth": 2, "heads": 2, "window": 4}
-    loaded = load_run(fabricate(tmp_path / "deep", scans, model={"encoder": encoder_settings}))
-    method: Any = loaded.method
-    encoder = PooledEncoder(CloudEncoder(method.pillar_encoder, method.encoder, loaded.recipe.data))
-    model = Classifier(encoder, 3)
-    ids = layer_ids(model)
-    assert {layer for name, layer in ids.items() if name.startswith("encoder.patch_embed.")} == {0}
+    method: Any = load_run(fabricate(tmp_path / "deep", scans, model={"encoder": encoder_settings})).method
+    model = Classifier(method, ENCODING, 32, Tuning(("a", "b", "c"), layer_decay=0.5))
+    scale = {name: group["lr_scale"] for group in model.param_groups() for name, _ in group["params"]}
+    assert set(scale) == {name for name, _ in model.named_parameters()}
+    assert {value for name, value in scale.items() if name.startswith("method.pillar_encoder.")} == {0.5**5}
     for i in range(4):  # two blocks of two layers
-        assert {layer for name, layer in ids.items() if name.startswith(f"encoder.blocks.{i}.")} == {i + 1}
-    assert {name for name, layer in ids.items() if layer == 5} == {
-        "norm.weight",
-        "norm.bias",
-        "head.weight",
-        "head.bias",
-    }
-    tuned = {id(p) for group in layered_groups(model, FineTuning()) for p in group["params"]}
-    assert tuned == {id(p) for p in model.parameters()}
-    assert not any(name.startswith("encoder.whole.") for name in ids)
+        found = {value for name, value in scale.items() if name.startswith(f"method.encoder.layers.{i}.")}
+        assert found == {0.5 ** (4 - i)}
+    top = {name for name, value in scale.items() if value == 1}
+    assert top == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
     batch = clouds(40, 80)
     with torch.no_grad():
-        assert encoder(batch).pooled.equal(cloud_vectors(method.encode(batch)))
+        vectors = cloud_vectors(method.encode(batch))
+        torch.testing.assert_close(model.eval().predict(batch), model.head(model.norm(vectors)))
 
 
 def test_layers_of_sparse_convolutions_come_in_the_order_of_computation() -> None:
-    settings = ConvEncoderSettings(dim=8, levels=3)
-    backbone = SparseConvEncoder(settings)
-    encoder: Any = CloudEncoder(PillarEncoder(3, 8, GRID), backbone, None)  # type: ignore[arg-type]
-    model = Classifier(PooledEncoder(encoder), 2)
-    whole = model.encoder.whole.encoder  # type: ignore[union-attr]
-    numbers = {id(p): layer_ids(model)[name] for name, p in model.named_parameters()}
+    whole = SparseConvEncoder(ConvEncoderSettings(dim=8, levels=3))
+    layers = layers_of(torch.nn.ModuleDict({"pillar_encoder": PillarEncoder(3, 8, GRID), "encoder": whole}))
+    numbers = {id(part): i for i, layer in enumerate(layers) for part in layer}
     order = [
         whole.before[0], whole.downs[0], whole.before[1], whole.downs[1], whole.before[2],
-        whole.ups[1], whole.after[1], whole.ups[0], whole.after[0], whole.norm,
+        whole.ups[1], whole.after[1], whole.ups[0], whole.after[0],
     ]  # fmt: skip
-    found = [{numbers[id(p)] for p in part.parameters()} for part in order]
-    assert found == [{1}, {2}, {2}, {3}, {3}, {4}, {4}, {5}, {5}, {6}]
+    assert [numbers[id(part)] for part in order] == [1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert len(layers) == 6 and id(whole.norm) not in numbers
 
 
 def test_few_clouds_get_small_batches_and_enough_steps() -> None:
     usual = FineTuning()
     assert replace(protocol_for(5_000, 128), base_lr=usual.base_lr, reference_batch=256) == usual
-    for samples in (3, 30, 300, 1500):
-        found = protocol_for(samples, 32 if samples == 1500 else 128)
-        steps = found.epochs * (samples // found.batch_size)
-        assert steps >= finetuning.FEWEST_STEPS and found.batch_size <= samples
+    for count in (3, 30, 300, 1500):
+        found = protocol_for(count, 32 if count == 1500 else 128)
+        steps = found.epochs * (count // found.batch_size)
+        assert steps >= finetuning.FEWEST_STEPS and found.batch_size <= count
         assert found.base_lr * found.batch_size / found.reference_batch == finetuning.PEAK_LR
     assert protocol_for(30, 128, epochs=2).epochs == 2
     assert protocol_for(5_000, 4).batch_size == 4
@@ -491,21 +483,28 @@ def test_few_clouds_get_small_batches_and_enough_steps() -> None:
 
 def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path) -> None:
     folder = write_scans(tmp_path / "scans", SIZES, las=False)
-    result = finetune(run, str(folder), tmp_path / "out", epochs=30, device="cpu")
+    result = finetune(run, str(folder), tmp_path / "out", epochs=30, progress=False)
     assert len(result["losses"]) == 30 and result["losses"][-1] < result["losses"][0] - 0.15
     assert json.loads((tmp_path / "out" / "finetune.json").read_text()) == result
-    model: Any = load_classifier(tmp_path / "out")
+    model = load_classifier(tmp_path / "out")
     assert model.classes == ["box", "pole", "slab"]
     test = open_split(at_source(load_run(run).recipe.data, str(folder)), "test")
     batch = collate([test[i, 0] for i in range(len(test))])
     files = [folder / test.name_of(int(i)) for i in batch.ids]
     with torch.no_grad():
-        answered = model(batch)
-        torch.testing.assert_close(model(model.preprocess(files)), answered)
+        answered = model.predict(batch)
     right = (answered.argmax(1) == batch.labels).float().mean()
     assert float(right) == pytest.approx(result["accuracy"])
-    names = set(torch_names(tmp_path / "out" / "model.safetensors"))
-    assert {name.split(".")[0] for name in names} == {"pillar_encoder", "encoder", "norm", "head"}
+    predicted = pq.read_table(predict(tmp_path / "out", str(folder), tmp_path / "said.parquet", device="cpu"))
+    assert len(predicted) == 3 * sum(SIZES.values())
+    by_name = dict(zip(predicted["name"].to_pylist(), predicted["label"].to_pylist(), strict=True))
+    said = [by_name[test.name_of(int(i))] for i in batch.ids]
+    assert said == [model.classes[i] for i in answered.argmax(1).tolist()]
+    names = set(checkpoint.read(tmp_path / "out" / "model.safetensors").tensors)
+    assert {".".join(name.split(".")[:2]) for name in names if name.startswith("method.")} == {
+        "method.pillar_encoder",
+        "method.encoder",
+    }
 
     loaded: Any = unmask.pointcloud.load(tmp_path / "out")
     with torch.no_grad():
@@ -525,7 +524,7 @@ def test_from_scratch_the_trained_weights_have_no_say(run: Path, tmp_path: Path)
 
     def losses(start: Path, *, scratch: bool) -> list[float]:
         out = tmp_path / f"{start.name}-{scratch}"
-        result = finetune(start, str(folder), out, epochs=1, labels=0.5, scratch=scratch, device="cpu")
+        result = finetune(start, str(folder), out, epochs=1, labels=0.5, scratch=scratch, progress=False)
         assert result["splits"]["train"] == 3 * max(1, round(0.5 * SIZES["train"]))
         return result["losses"]
 
@@ -533,24 +532,13 @@ def test_from_scratch_the_trained_weights_have_no_say(run: Path, tmp_path: Path)
     assert losses(run, scratch=False) != losses(other, scratch=False)
 
 
-def torch_names(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
-
-
-def test_fine_tuning_needs_labels_and_a_classifier_its_directory(run: Path, tmp_path: Path) -> None:
+def test_fine_tuning_needs_labels_and_a_directory_of_its_own(run: Path, tmp_path: Path) -> None:
     folder = write_scans(tmp_path / "plain", {"train": 2, "val": 1}, las=False, flat=True)
-    with pytest.raises(
-        UnmaskError, match="no classes of whole clouds; fine-tuning needs one folder of clouds per class"
-    ):
-        finetune(run, str(folder), tmp_path / "out", device="cpu")
+    with pytest.raises(UnmaskError, match="no class for each of its point clouds; .* one folder of point clouds per"):
+        finetune(run, str(folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UnmaskError, match="holds no fine-tuned classifier; make one with"):
-        load_classifier(tmp_path)
-    with pytest.raises(UnmaskError, match="holds a run, which fine-tuning would overwrite"):
-        finetune(run, str(load_run(run).recipe.data.source), run, device="cpu")
+    with pytest.raises(UnmaskError, match="already holds a run"):
+        finetune(run, str(load_run(run).recipe.data.source), run)
 
 
 # ---- embeddings ----------------------------------------------------------------------------------------------------

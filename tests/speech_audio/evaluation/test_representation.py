@@ -15,6 +15,7 @@ from speech import fabricate, voices, write_shards, write_wav
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.embedding import embed
 from unmask.core.evaluation.encoding import untrained
+from unmask.core.evaluation.finetune import finetune
 from unmask.core.evaluation.run import evaluate, table
 from unmask.core.training.checkpoint import load_run
 from unmask.speech_audio.data.clips import Settings, collate, open_split
@@ -23,7 +24,7 @@ from unmask.speech_audio.evaluation import representation as evaluation
 from unmask.speech_audio.evaluation.detail import Detail, Moments, score
 from unmask.speech_audio.evaluation.encoding import encode_clips, length_sorted
 from unmask.speech_audio.evaluation.probes import Task, make_task, probe
-from unmask.speech_audio.evaluation.representation import finetune, study_table
+from unmask.speech_audio.evaluation.representation import study_table
 from unmask.speech_audio.evaluation.tables import measures
 
 SIZES = {"train": 60, "val": 30, "test": 30}
@@ -167,7 +168,7 @@ def test_too_few_clips_are_refused(run: Path, tmp_path: Path) -> None:
 
 def test_fine_tuning_points_to_transformers(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UnmaskError, match=r"unmask export RUN --to transformers.*HubertForCTC"):
-        finetune(run, "x", tmp_path)
+        finetune(run, "x", tmp_path / "out")
 
 
 def test_large_splits_are_thinned_by_clip_id(

@@ -290,15 +290,6 @@ def test_a_run_without_a_speech_encoder_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_classifier_of_speech_is_not_known(runs: Any, tmp_path: Path) -> None:
-    tuned = shutil.copytree(runs["base"], tmp_path / "tuned")
-    (tuned / "finetune.json").write_text("{}")
-    with pytest.raises(UnmaskError, match="has no classifiers; give the run that was fine-tuned instead"):
-        load(tuned)
-    with pytest.raises(UnmaskError, match="has no classifiers; give the run that was fine-tuned instead"):
-        export(tuned, tmp_path / "out")
-
-
 # ---- use -----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from unmask.core import cli
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation import samples
 from unmask.core.evaluation.embedding import embed
 from unmask.core.evaluation.encoding import at_source, untrained
+from unmask.core.evaluation.finetune import finetune, load_classifier
 from unmask.core.evaluation.run import evaluate, table
+from unmask.core.evaluation.tables import tuned_text
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.launch import build
-from unmask.core.training.loop import train
+from unmask.core.training.loop import Loop, train
 from unmask.core.training.recipe import make_recipe
+from unmask.core.training.signals import Interrupted
 from unmask.vision.data.images import open_split
-from unmask.vision.evaluation import finetuning
-from unmask.vision.evaluation.representation import finetune, load_classifier, pixels
+from unmask.vision.evaluation.representation import pixels
 
 RECIPE: dict[str, Any] = {
     "method": "vision/mae",
@@ -97,13 +104,13 @@ def test_the_reference_has_other_weights_than_the_run_began_with(run: Path) -> N
 
 def test_fine_tuning_stands_beside_training_from_scratch(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decays = []
-    tune = finetuning.fine_tune
+    tune = samples.tune
 
-    def watched(*args: Any, **options: Any) -> Any:
-        decays.append(options["protocol"].layer_decay)
-        return tune(*args, **options)
+    def watched(run: Any, splits: Any, recipe: Any, **options: Any) -> Any:
+        decays.append(recipe.finetune.layer_decay)
+        return tune(run, splits, recipe, **options)
 
-    monkeypatch.setattr(finetuning, "fine_tune", watched)
+    monkeypatch.setattr(samples, "tune", watched)
     result = evaluate(run, device="cpu", epochs=1)
     assert decays == [0.65, 1.0]
     assert result["protocol"]["finetune"]["epochs"] == 1
@@ -136,35 +143,118 @@ def test_pixels_of_large_images_are_averaged_down() -> None:
 
 
 def test_a_fine_tuned_classifier_comes_back_as_it_was(run: Path, tmp_path: Path) -> None:
-    result = finetune(run, "digits", tmp_path / "out", epochs=2, device="cpu")
+    result = finetune(run, "digits", tmp_path / "out", epochs=2, progress=False)
     assert json.loads((tmp_path / "out" / "finetune.json").read_text()) == result
+    assert f"{result['accuracy']:.1%}" in tuned_text(result, "images")
     model = load_classifier(tmp_path / "out")
     assert model.classes == list("0123456789")
     test = open_split(load_run(run).recipe.data, "test")
     batch = test.__getitems__([(i, 0) for i in range(len(test))])
     with torch.no_grad():
-        right = (model(batch.images).argmax(1) == batch.labels).float().mean()
+        right = (model.predict(batch).argmax(1) == batch.labels).float().mean()
     assert float(right) == pytest.approx(result["accuracy"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["val_accuracy"] for line in lines if "val_loss" in line][-1] == pytest.approx(result["val_accuracy"])
+    with pytest.raises(UnmaskError, match="is a fine-tuned classifier, .* unmask predict"):
+        load_run(tmp_path / "out")
+
+
+def test_a_classifier_predicts_and_a_run_without_one_says_how_to_make_one(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedy in the refusal is followed to its end."""
+
+    def command(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["unmask", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    out = tmp_path / "predictions.parquet"
+    assert command("predict", run, photos, "--out", out) == 2
+    said = capsys.readouterr().err
+    remedy = f"unmask finetune {run} --data LABELLED --out CLASSIFIER"
+    assert remedy in said and not out.exists()
+    classifier = tmp_path / "classifier"
+    words = remedy.replace("LABELLED", "digits").replace("CLASSIFIER", str(classifier)).split()[1:]
+    assert command(*words, "--epochs", 1) == 0
+    assert command("predict", classifier, photos, "--out", out, "--device", "cpu") == 0
+    assert "1 images are left out: notes.jpg" in capsys.readouterr().err
+    found = pq.read_table(out)
+    classes = json.loads(found.schema.metadata[b"classes"])
+    assert classes == list("0123456789") and len(found) == 12 and "deep/01.png" in found["name"].to_pylist()
+    probabilities = torch.tensor(found["probabilities"].to_pylist())
+    assert probabilities.shape == (12, 10)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(12))
+    assert found["label"].to_pylist() == [classes[i] for i in probabilities.argmax(1).tolist()]
+    torch.testing.assert_close(torch.tensor(found["probability"].to_pylist()), probabilities.amax(1))
+    images = open_split(at_source(load_run(run).recipe.data, str(photos)), "all")
+    names = [images.name_of(int(i)) for i in images.ids]
+    row = names.index("04.png")
+    with torch.no_grad():
+        expected = load_classifier(classifier).predict(images.__getitems__([(row, 0)])).softmax(1)[0]
+    torch.testing.assert_close(probabilities[found["name"].to_pylist().index("04.png")], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_fine_tuning_on_few_labels_and_from_scratch(run: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"labels": 0.1, "epochs": 1, "device": "cpu"}
+    options: dict[str, Any] = {"labels": 0.1, "epochs": 1, "progress": False}
     found = [finetune(run, "digits", tmp_path / str(i), scratch=bool(i), **options) for i in range(2)]
     labels = open_split(load_run(run).recipe.data, "train").labels
     expected = sum(max(1, round(0.1 * n)) for n in torch.bincount(labels).tolist())
     assert [result["splits"]["train"] for result in found] == [expected, expected]
-    assert [result["protocol"]["layer_decay"] == 1 for result in found] == [False, True]
+    recipes = [yaml.safe_load((tmp_path / str(i) / "recipe.yaml").read_text()) for i in range(2)]
+    assert [recipe["finetune"]["layer_decay"] == 1 for recipe in recipes] == [False, True]
+    assert [recipe["init"] for recipe in recipes] == [str(run), None]
     assert found[0]["losses"] != found[1]["losses"]
     with pytest.raises(UnmaskError, match=r"a share of 10 of the labels; expected .* at most 1 \(0\.1 is 10 %\)"):
         finetune(run, "digits", tmp_path / "out", labels=10.0)
 
 
 def test_fine_tuning_needs_labels_and_a_classifier_its_directory(run: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnmaskError, match="has no labels; fine-tuning needs one folder of images per class"):
-        finetune(run, str(photos), tmp_path / "out", device="cpu")
+    with pytest.raises(UnmaskError, match="has no class for each of its images; .* one folder of images per class"):
+        finetune(run, str(photos), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UnmaskError, match="holds no fine-tuned classifier; make one with"):
         load_classifier(tmp_path)
+    with pytest.raises(UnmaskError, match="already holds a run"):
+        finetune(run, "digits", run, epochs=1)
+
+
+def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command in the message of the interruption is followed to its end, and so is that of `train --resume`."""
+    settings = ["training.checkpoint_every_steps=4", "finetune.layer_decay=0.8"]
+    options: dict[str, Any] = {"labels": 0.3, "epochs": 4, "settings": settings, "progress": False}
+    whole = finetune(run, "digits", tmp_path / "whole", **options)
+    step, seen = Loop._train_step, []
+
+    def stop_at_six(loop: Any, calls: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(loop, calls)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_train_step", stop_at_six)
+        with pytest.raises(Interrupted) as stopped:
+            finetune(run, "digits", tmp_path / "cut", **options)
+    remedy = str(stopped.value).rpartition("Go on with: ")[2]
+    assert remedy == f"unmask finetune --resume {tmp_path / 'cut'}"
+
+    def command(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["unmask", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    assert command("train", "--resume", tmp_path / "cut") == 2
+    assert remedy in capsys.readouterr().err
+    assert command(*remedy.split()[1:], "--quiet", "--json") == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert {**resumed, "out": whole["out"]} == whole
+    first, second = (load_classifier(tmp_path / name).state_dict() for name in ("whole", "cut"))
+    assert all(tensor.equal(second[name]) for name, tensor in first.items())
 
 
 def test_embeddings_are_the_encoders_and_name_their_images(

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from classifiers import write_classifier
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unmask.vision
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.finetune import Classifier
 from unmask.core.mask import Mask
 from unmask.core.method import Plan
 from unmask.core.training import checkpoint
@@ -103,16 +103,13 @@ def test_timm_gives_equal_features(tmp_path: Path, method: str, model: dict[str,
 
 def fine_tune(run: Path, out: Path, classes: int = 5) -> Path:
     """A fine-tuned directory as `unmask finetune` leaves it, with random weights far from those of initialisation."""
-    loaded = load_run(run)
-    model = Classifier(loaded.method.encoder, classes)  # type: ignore[arg-type]
+    model = write_classifier(run, out, [f"digit {i}" for i in range(classes)])
     generator = torch.Generator().manual_seed(4)
     for parameter in (*model.norm.parameters(), *model.head.parameters()):
         parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
-    out.mkdir()
-    names = [f"digit {i}" for i in range(classes)]
-    (out / "recipe.yaml").write_text(to_yaml(loaded.recipe))
-    (out / "finetune.json").write_text(json.dumps({"step": loaded.step, "classes": names, "data": "/home/me/digits"}))
-    checkpoint.write(out / "model.safetensors", model.state_dict(), {"classes": names})
+    about = {"step": load_run(run).step, "classes": model.classes, "data": "/home/me/digits"}
+    (out / "finetune.json").write_text(json.dumps(about))
+    checkpoint.write(out / "model.safetensors", model.state_dict(), {"step": 1})
     return out
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import typer
 
 from unmask.core import registry
-from unmask.core.cli import data, embed, evaluate, explain, export, finetune, generate, list, report, train
+from unmask.core.cli import data, embed, evaluate, explain, export, finetune, generate, list, predict, report, train
 from unmask.core.errors import UnmaskError
 from unmask.core.training.signals import Interrupted
 from unmask.core.training.world import rank
@@ -47,7 +47,7 @@ app.add_typer(data_app, name="data")
 data_app.command("list", epilog=_examples(data.EXAMPLES_OF_LIST))(data.list_data)
 data_app.command("fetch", epilog=_examples(data.EXAMPLES_OF_FETCH))(data.fetch_data)
 data_app.command("path", epilog=_examples(data.EXAMPLES_OF_PATH))(data.path_of_data)
-_VERBS: tuple[ModuleType, ...] = (train, evaluate, finetune, embed, generate, explain, report, export)
+_VERBS: tuple[ModuleType, ...] = (train, evaluate, finetune, predict, embed, generate, explain, report, export)
 for _verb in _VERBS:
     _name = _verb.__name__.rpartition(".")[2]
     app.command(_name, epilog=_examples(_verb.EXAMPLES))(getattr(_verb, _name))

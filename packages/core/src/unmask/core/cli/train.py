@@ -177,6 +177,8 @@ def _recipe(
         recipe = _default_recipe(method, given["data.source"])
     elif recipe is None:
         recipe = f"{resume}/recipe.yaml"
+    if resume is not None and "\nfinetune:" in (resume / "recipe.yaml").read_text(encoding="utf-8"):
+        raise UnmaskError(f"{resume} is a fine-tuning; go on with: unmask finetune --resume {resume}")
     overrides = dict(parse_override(text) for text in settings)
     overrides |= {key: value for key, value in given.items() if value is not None}
     return load_recipe(method, recipe, overrides, epochs=epochs, steps=steps, world=world)

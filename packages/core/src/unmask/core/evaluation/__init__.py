@@ -14,8 +14,9 @@ dataclass beside it, whose defaults are the protocol of all committed results:
 Every measure is fitted on the train split and chosen on the validation split; the test split is scored once.
 """
 
+from unmask.core.evaluation.classifier import Classifier, layers_of
 from unmask.core.evaluation.features import FeatureSplit, Splits, extract, keyed_subset
-from unmask.core.evaluation.finetune import Classifier, FineTuning, fine_tune, layer_ids, layer_scale
+from unmask.core.evaluation.finetune import FineTuning
 from unmask.core.evaluation.knn import KNN, knn_accuracy, knn_predict
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve, linear_probe
 from unmask.core.evaluation.online import online_probes
@@ -34,12 +35,10 @@ __all__ = [
     "deviation",
     "extract",
     "few_label_curve",
-    "fine_tune",
     "keyed_subset",
     "knn_accuracy",
     "knn_predict",
-    "layer_ids",
-    "layer_scale",
+    "layers_of",
     "linear_probe",
     "online_probes",
     "rankme",

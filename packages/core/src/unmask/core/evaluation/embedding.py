@@ -85,18 +85,22 @@ Columns = dict[str, Any]  # lists, or tensors of one vector per row
 
 
 def write_rows(
-    out: Path, columns: dict[str, str], rows: Iterator[tuple[list[int], list[str], Columns]], run: LoadedRun
+    out: Path,
+    columns: dict[str, str],
+    rows: Iterator[tuple[list[int], list[str], Columns]],
+    run: LoadedRun,
+    about: dict[str, str] | None = None,
 ) -> None:
     """Write rows to a parquet file as they come: ``id``, ``name``, then `columns` by the names of arrow's types.
 
-    The file is whole or not there; its metadata name the method and the step.
+    The file is whole or not there; its metadata are the method, the step and what is in `about`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     types = {"list<float>": pa.list_(pa.float32()), "string": pa.string(), "float": pa.float32()}
     fields = [("id", pa.int64()), ("name", pa.string()), *((name, types[kind]) for name, kind in columns.items())]
-    schema = pa.schema(fields, metadata={"method": run.recipe.method, "step": str(run.step)})
+    schema = pa.schema(fields, metadata={"method": run.recipe.method, "step": str(run.step)} | (about or {}))
 
     def array(values: Any, kind: Any) -> Any:
         if not isinstance(values, Tensor):

@@ -1,27 +1,35 @@
-"""Fine-tuning: train the whole encoder further with a classifier on top, lower layers more slowly."""
+"""Fine-tuning: train the whole encoder further with a classifier on top, lower layers more slowly.
+
+A fine-tuning is a run of the training loop with a directory of its own. Its recipe is the pre-training's with the data,
+optimizer and schedule of the fine-tuning, and a section ``finetune``.
+"""
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
 
-from unmask.core.evaluation.features import epoch_batches, stand_ins
-from unmask.core.method import Clock, to_device
-from unmask.core.nn.transformer import DropPath
-from unmask.core.progress import Advance
-from unmask.core.randomness import epoch_order
-from unmask.core.training.groups import decays
-from unmask.core.training.position import batches
-from unmask.core.training.schedules import Scheduled
+from unmask.core import registry
+from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.classifier import Classifier
+from unmask.core.evaluation.encoding import encoding_of, settle_on, untrained
+from unmask.core.evaluation.features import epoch_batches, keyed_subset, stand_ins
+from unmask.core.method import to_device
+from unmask.core.training import checkpoint
+from unmask.core.training.build import make_method
+from unmask.core.training.checkpoint import LoadedRun, load_run
+from unmask.core.training.files import write_json
+from unmask.core.training.launch import make_fabric
+from unmask.core.training.loop import fit
+from unmask.core.training.recipe import Recipe, Tuning, as_dict, make_recipe, parse_override, read_yaml
+from unmask.core.training.rundir import metrics_until
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class FineTuning:
         base_lr: peak learning rate of the head at `reference_batch` samples.
         reference_batch: the batch size that `base_lr` is stated for.
         min_lr: learning rate of the head at the end.
-        layer_decay: d of `layer_scale`.
+        layer_decay: what a layer's learning rate is multiplied by, relative to the layer above.
         weight_decay: on matrices; never on vectors, biases, class token and positions.
         betas: AdamW's decay rates.
         label_smoothing: share of the target spread over all classes.
@@ -71,215 +79,260 @@ class FineTuned:
 
     Args:
         classifier: in eval mode.
-        accuracy: on the test split, in [0, 1]; None where no test split was given.
-        val_accuracy: on the validation split; likewise.
-        losses: the mean training loss of each epoch.
+        accuracy: on the test split, in [0, 1].
+        val_accuracy: on the validation split.
+        losses: the mean of the logged training losses of each epoch.
     """
 
     classifier: Classifier
-    accuracy: float | None
-    val_accuracy: float | None
+    accuracy: float
+    val_accuracy: float
     losses: list[float]
 
 
-class Classifier(nn.Module):
-    """An encoder, the mean of its tokens, LayerNorm, and a linear layer.
-
-    The encoder's own final norm is replaced by the LayerNorm after pooling, as in MAE's released code.
+def tuned_recipe(run: LoadedRun, data: Any, protocol: FineTuning, classes: Sequence[str], samples: int) -> Recipe:
+    """The recipe of a fine-tuning of a run.
 
     Args:
-        encoder: returns `Features`; copied, not changed. Has ``dim``, and ``norm`` if it ends in one.
-        classes: how many.
-        head_std: deviation of the head's initial weights (truncated normal).
-        drop_path: see `FineTuning`; only for encoders on core's block.
-    """
-
-    def __init__(self, encoder: nn.Module, classes: int, head_std: float = 2e-5, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.encoder = copy.deepcopy(encoder)
-        if hasattr(self.encoder, "norm"):
-            self.encoder.norm = nn.Identity()
-        dim: Any = encoder.dim
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, classes)
-        nn.init.trunc_normal_(self.head.weight, std=head_std)
-        nn.init.zeros_(self.head.bias)
-        for parameter in self.encoder.parameters():  # fixed positions are trained from here on, as in the released code
-            parameter.requires_grad_(True)
-        _set_drop_path(self.encoder, drop_path)
-
-    def forward(self, inputs: Any) -> Float[Tensor, "batch classes"]:
-        """Logits of a batch of whatever the encoder takes."""
-        return self.head(self.norm(self.encoder(inputs).pooled))
-
-
-def _set_drop_path(encoder: nn.Module, rate: float) -> None:
-    gates = [module for module in encoder.modules() if isinstance(module, DropPath)]
-    for i, gate in enumerate(gates):
-        gate.rate = rate * i / max(1, len(gates) - 1)
-
-
-_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
-_STAGE = re.compile(r"encoder\.layers\.(\d+)\.(?:blocks\.(\d+)\.)?")
-
-
-def layer_ids(model: Classifier) -> dict[str, int]:
-    """Every parameter's layer: 0 for patches, positions and class token, i + 1 for block i, depth + 1 for the rest.
-
-    A hierarchical encoder's blocks (timm's Swin: ``layers.S.blocks.I``) count through its stages, and a stage's
-    downsampling belongs to the block before it.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    stages = [len(stage.blocks) for stage in getattr(model.encoder, "layers", ())]
-    depth = sum(stages) or len(getattr(model.encoder, "blocks", ()))
-    return {name: _layer_id(name, depth, stages) for name in names}
-
-
-def _layer_id(name: str, depth: int, stages: list[int]) -> int:
-    if name.startswith(("encoder.patch_embed.", "encoder.pos_embed", "encoder.cls_token")):
-        return 0
-    if match := _BLOCK.match(name):
-        return int(match[1]) + 1
-    if match := _STAGE.match(name):
-        before = sum(stages[: int(match[1])])
-        return before if match[2] is None else before + int(match[2]) + 1
-    return depth + 1
-
-
-def layer_scale(layer: int, depth: int, decay: float) -> float:
-    """What the learning rate of a layer is multiplied by: ``decay ** (depth + 1 - layer)``; 1 for the head."""
-    return decay ** (depth + 1 - layer)
-
-
-def layered_groups(model: Classifier, protocol: FineTuning) -> list[dict[str, Any]]:
-    """AdamW's groups, one per (layer, decaying or not), each with its ``lr_scale``."""
-    ids = layer_ids(model)
-    top = max(ids.values())
-    exempt = {"encoder.pos_embed", "encoder.cls_token"}
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        decaying = decays(name, parameter, exempt)
-        group = groups.setdefault(
-            (ids[name], decaying),
-            {
-                "params": [],
-                "weight_decay": protocol.weight_decay if decaying else 0.0,
-                "lr_scale": layer_scale(ids[name], top - 1, protocol.layer_decay),
-            },
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
-def learning_rate(protocol: FineTuning, batch_size: int) -> Scheduled:
-    """The head's schedule: linear warm-up from 0, then half a cosine."""
-    peak = protocol.base_lr * batch_size / protocol.reference_batch
-    return Scheduled(peak, protocol.min_lr, "cosine", warmup=protocol.warmup_share)
-
-
-def fine_tune(
-    encoder: nn.Module,
-    classes: int,
-    train: Any,
-    collate: Any,
-    inputs: Callable[[Any], Any],
-    *,
-    val: Any = None,
-    test: Any = None,
-    protocol: FineTuning | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    workers: int = 0,
-    scored_at_once: int = 512,
-    advance: Advance | None = None,
-) -> FineTuned:
-    """Train a copy of `encoder` as a classifier.
-
-    The order of samples and their augmentation are keyed by seed and epoch, and the head and drop path come from a
-    generator of their own, so a run repeats and disturbs nothing.
-
-    Args:
-        encoder: see `Classifier`.
-        classes: how many.
-        train: map-style, taking (index, visit); augments as it likes.
-        collate: samples to a batch with ``labels``.
-        inputs: what of a batch the encoder takes.
-        val: scored at the end.
-        test: scored at the end.
+        run: the pre-trained method.
+        data: settings of the labelled data.
         protocol: the hyper-parameters.
-        seed: of head, order and drop path.
-        device: where to train. On CUDA in bf16 autocast, else in fp32.
-        workers: data loading processes.
-        scored_at_once: samples per forward pass on val and test; how many fit into memory.
-        advance: told after each step how many samples are done.
+        classes: names.
+        samples: of the training split.
     """
-    protocol, device = protocol or FineTuning(), torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        model = Classifier(encoder, classes, protocol.head_std, protocol.drop_path).to(device).train()
-        losses = _train(model, train, collate, inputs, protocol, seed, device, workers, advance)
+    p, size = protocol, min(protocol.batch_size, samples)
+    steps = samples // size
+    tuning = Tuning(tuple(classes), 1.0, p.layer_decay, p.label_smoothing, p.drop_path, p.head_std)
+    raw = as_dict(replace(run.recipe, data=data, init=None, stages=None, finetune=tuning))
+    raw["optimizer"] = {
+        "base_lr": p.base_lr, "reference_batch": p.reference_batch, "betas": p.betas, "weight_decay": p.weight_decay,
+    }  # fmt: skip
+    min_lr = p.min_lr * p.reference_batch / size  # the recipe's grows with the batch
+    raw["schedule"] = {"epochs": p.epochs, "warmup_epochs": p.warmup_share * p.epochs, "min_lr": min_lr}
+    raw["training"] |= {
+        "batch_size": size, "micro_batch": None, "compile": False, "log_every": max(1, steps // 10),
+    }  # fmt: skip
+    return make_recipe(raw, source="fine-tuning", try_build=False)
+
+
+def tune(
+    run: LoadedRun,
+    splits: Mapping[str, Any],
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    fabric: Any = None,
+    **options: Any,
+) -> FineTuned:
+    """Train a classifier on a method's encoder by the training loop, and score it.
+
+    Args:
+        run: the method to begin with; copied, not changed.
+        splits: ``train``, ``val`` and ``test`` with labels, without augmentation.
+        recipe: of the fine-tuning.
+        out: its run directory; None leaves nothing behind.
+        fabric: see `fit`.
+        options: of `fit`.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+            return tune(run, splits, recipe, Path(folder) / "run", fabric=fabric, **options)
+    fabric = fabric or make_fabric(recipe, out)
+    train = splits["train"].view(seed=recipe.seed, augment=True)
+    collate = registry.data_kind(recipe.method).collate
+    torch.manual_seed(recipe.seed)
+    model = Classifier(run.method, encoding_of(recipe.method), _width(run, train, collate), _tuning(recipe))
+    fit(model, train, splits["val"], collate, recipe, out, fabric=fabric, **options)
     model.eval()
-    score = partial(accuracy, model, collate=collate, inputs=inputs, device=device, workers=workers)
-    on_test, on_val = (None if part is None else score(part, at_once=scored_at_once) for part in (test, val))
-    return FineTuned(model, on_test, on_val, losses)
+    at_once = encoding_of(recipe.method).at_once(run.recipe)
+    workers = recipe.training.workers
+    scores = [accuracy(model, splits[s], collate, fabric.device, workers, at_once) for s in ("test", "val")]
+    return FineTuned(model, *scores, epoch_losses(out, recipe.schedule.epochs))
 
 
-def _train(
-    model: Classifier,
-    train: Any,
-    collate: Any,
-    inputs: Callable[[Any], Any],
-    protocol: FineTuning,
-    seed: int,
-    device: torch.device,
-    workers: int,
-    advance: Advance | None,
-) -> list[float]:
-    size = min(protocol.batch_size, len(train))
-    steps = len(train) // size
-    schedule, total = learning_rate(protocol, size), steps * protocol.epochs
-    optimizer = torch.optim.AdamW(layered_groups(model, protocol), lr=0.0, betas=protocol.betas)
-    order = list(_order(seed, len(train), size, protocol.epochs))
-    losses = torch.zeros(total, device=device)
-    for step, batch in enumerate(batches(train, order, collate, workers, pin=device.type == "cuda")):
-        batch = to_device(batch, device)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(Clock(step, total)) * group["lr_scale"]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(inputs(batch))
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=protocol.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses[step] = loss.detach()
-        if advance is not None:
-            advance(size)
-    return losses.view(protocol.epochs, steps).mean(1).tolist()
+def _tuning(recipe: Recipe) -> Tuning:
+    assert recipe.finetune is not None
+    return recipe.finetune
 
 
-def _order(seed: int, samples: int, batch_size: int, epochs: int) -> Iterator[list[tuple[int, int]]]:
-    """Lists of (index, epoch); the last, incomplete batch of an epoch is dropped."""
-    for epoch in range(epochs):
-        order = epoch_order(seed, epoch, samples).tolist()
-        for start in range(0, samples - batch_size + 1, batch_size):
-            yield [(index, epoch) for index in order[start : start + batch_size]]
+@torch.no_grad()
+def _width(run: LoadedRun, train: Any, collate: Any) -> int:
+    """Values in the vector of a sample."""
+    device = next(run.method.parameters()).device
+    features = run.method.encode(to_device(collate([train[0, 0]]), device))  # type: ignore[operator]
+    return encoding_of(run.recipe.method).vectors(features).shape[1]
+
+
+def epoch_losses(out: Path, epochs: int) -> list[float]:
+    """The mean of the logged training losses of each epoch of a run."""
+    lines = [json.loads(line) for line in metrics_until(out / "metrics.jsonl", sys.maxsize)]
+    found: dict[int, list[float]] = {}
+    for line in lines:
+        if line.get("loss") is not None:
+            found.setdefault(min(epochs, -int(-line["epoch"] // 1)), []).append(line["loss"])
+    return [sum(losses) / len(losses) for _, losses in sorted(found.items())]
 
 
 @torch.inference_mode()
 def accuracy(
-    model: nn.Module,
+    model: Classifier,
     dataset: Any,
     collate: Any,
-    inputs: Callable[[Any], Any],
     device: torch.device | str = "cpu",
     workers: int = 0,
-    at_once: int = 512,
+    at_once: int = 256,
 ) -> float:
     """The share of a split that a classifier in eval mode gets right, in [0, 1]; unreadable samples do not count."""
     right, count = 0, 0
     for batch, chunk in epoch_batches(dataset, collate, at_once, workers):
         wrong = stand_ins(batch, dataset, chunk)
-        hit = model(inputs(to_device(batch, device))).argmax(1).cpu() == batch.labels
+        hit = model.predict(to_device(batch, device)).argmax(1).cpu() == batch.labels
         hit = hit if wrong is None else hit[~wrong]
         right, count = right + int(hit.sum()), count + len(hit)
     return right / max(1, count)
+
+
+# ---- the verb ------------------------------------------------------------------------------------------------------
+
+
+def finetune(
+    run_dir: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    epochs: int | None = None,
+    labels: float = 1.0,
+    scratch: bool = False,
+    seed: int = 0,
+    settings: Sequence[str] = (),
+    devices: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a run's encoder further as a classifier of labelled samples; `FineTuning` says how.
+
+    `out` becomes a run directory of its own, with the result in ``finetune.json``.
+
+    Args:
+        run_dir: a run directory.
+        data: a folder with one sub-folder per class, or an embedded set.
+        out: the directory to make.
+        epochs: passes over the training split; None for the protocol's.
+        labels: share of each class's training labels that is used, at least one of each; validation keeps all of its.
+        scratch: begin with random weights and the same learning rate in all layers instead: what pre-training has to
+            beat.
+        seed: of head, order, augmentation, drop path, random weights and the choice of labels.
+        settings: ``KEY=VALUE`` for any key of the fine-tuning's recipe.
+        devices: processes on this machine.
+        progress: show it on stderr.
+
+    Raises:
+        UnmaskError: no run, data without labels, or `out` cannot be written or holds a run.
+    """
+    run, out = load_run(run_dir), Path(out)
+    _check_allowed(run)
+    source = encoding_of(run.recipe.method).settings(run.recipe.data, data)
+    splits = _labelled(run, source, labels, seed)
+    train = splits["train"]
+    at_once = encoding_of(run.recipe.method).at_once(run.recipe)
+    protocol = registry.task(run.recipe.method).protocol_for(len(train), at_once, epochs)
+    protocol = replace(protocol, layer_decay=1.0) if scratch else protocol
+    recipe = tuned_recipe(run, source, protocol, train.classes, len(train))
+    raw = as_dict(replace(recipe, seed=seed, init=None if scratch else str(run_dir)))
+    raw["finetune"]["labels"] = labels
+    recipe = make_recipe(raw, dict(parse_override(text) for text in settings), source="fine-tuning", try_build=False)
+    return _run(recipe, run, splits, out, {"run": str(run_dir)}, devices=devices, progress=progress)
+
+
+def resume(out: str | Path, *, devices: int | None = None, progress: bool = True) -> dict[str, Any]:
+    """Go on with a fine-tuning that was interrupted, exactly; otherwise as `finetune`.
+
+    Raises:
+        UnmaskError: `out` holds no fine-tuning, or what it began with is gone.
+    """
+    path = Path(out) / "recipe.yaml"
+    recipe = make_recipe(read_yaml(path), source=str(path), try_build=False) if path.is_file() else None
+    if recipe is None or recipe.finetune is None:
+        raise UnmaskError(
+            f"{out} holds no fine-tuning to resume; begin one with: unmask finetune RUN --data D --out DIR"
+        )
+    begun = any((Path(out) / "checkpoints").glob("step-*.safetensors"))
+    fresh = recipe.init is None or begun  # the weights are random, or come from the checkpoint
+    run = LoadedRun(make_method(recipe).eval(), recipe, 0) if fresh else load_run(str(recipe.init))
+    splits = _labelled(run, recipe.data, recipe.finetune.labels, recipe.seed)
+    return _run(recipe, run, splits, Path(out), {"run": recipe.init}, devices=devices, progress=progress, resume=True)
+
+
+def _run(
+    recipe: Recipe, run: LoadedRun, splits: Mapping[str, Any], out: Path, about: dict[str, Any], **options: Any
+) -> dict[str, Any]:
+    fabric = make_fabric(recipe, out, devices=options.pop("devices"))
+    began = run if recipe.init is not None else LoadedRun(untrained(LoadedRun(run.method, recipe, 0), 0), recipe, 0)
+    began.method.to(fabric.device)
+    settle_on(began.method, began, splits["train"], fabric.device, recipe.seed)
+    tuned = tune(began, splits, recipe, out, fabric=fabric, **options)
+    tuning = _tuning(recipe)
+    result = about | {
+        "method": recipe.method,
+        "data": recipe.data.source,
+        "seed": recipe.seed,
+        "labels": tuning.labels,
+        "scratch": recipe.init is None,
+        "accuracy": tuned.accuracy,
+        "val_accuracy": tuned.val_accuracy,
+        "losses": tuned.losses,
+        "epochs": recipe.schedule.epochs,
+        "splits": {name: len(part) for name, part in splits.items()} | {"classes": len(tuning.classes)},
+        "classes": list(tuning.classes),
+        "out": str(out),
+    }
+    if fabric.is_global_zero:
+        write_json(out / "finetune.json", result)
+    return json.loads(json.dumps(result))
+
+
+def _check_allowed(run: LoadedRun) -> None:
+    refusal = getattr(registry.task(run.recipe.method), "NO_FINE_TUNING", None)
+    if refusal is not None or not hasattr(registry.task(run.recipe.method), "protocol_for"):
+        raise UnmaskError(refusal or f"runs of {run.recipe.method} are not fine-tuned as classifiers")
+
+
+def _labelled(run: LoadedRun, data: Any, labels: float, seed: int) -> dict[str, Any]:
+    """The three splits of labelled data, of training a share of the labels."""
+    part, samples = registry.data_kind(run.recipe.method), registry.domain(run.recipe.method).samples
+    train = part.open_split(data, "train")
+    if train.labels is None or train.classes is None:
+        raise UnmaskError(
+            f"{data.source} has no class for each of its {samples}; fine-tuning needs one folder of {samples} per "
+            "class, or a labelled set"
+        )
+    chosen = train.view(keyed_subset(train.ids, train.labels, labels, seed))
+    return {"train": chosen, "val": part.open_split(data, "val"), "test": part.open_split(data, "test")}
+
+
+def load_classifier(out: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """The classifier of a fine-tuning, in eval mode: `Classifier.predict` takes a batch; ``classes`` are its names.
+
+    Raises:
+        UnmaskError: `out` holds none.
+    """
+    return load_tuned(out, device).method  # type: ignore[return-value]
+
+
+def load_tuned(out: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
+    """`load_classifier` with the recipe and the step.
+
+    Raises:
+        UnmaskError: `out` holds no classifier.
+    """
+    path = Path(out) / "recipe.yaml"
+    recipe = make_recipe(read_yaml(path), source=str(path), try_build=False) if path.is_file() else None
+    if recipe is None or recipe.finetune is None:
+        run = "RUN" if recipe is None else str(out)
+        raise UnmaskError(
+            f"{out} holds no fine-tuned classifier; make one with: unmask finetune {run} --data LABELLED --out "
+            "CLASSIFIER - and give CLASSIFIER"
+        )
+    state, step = checkpoint.weights_of(Path(out))
+    model = Classifier(make_method(recipe), encoding_of(recipe.method), len(state["norm.weight"]), recipe.finetune)
+    checkpoint.load_model(model, state, str(out))
+    return LoadedRun(model.to(device).eval(), recipe, step)

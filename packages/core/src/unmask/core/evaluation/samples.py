@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,14 +14,13 @@ from torch import Tensor
 from unmask.core import registry
 from unmask.core.evaluation.encoding import Encode
 from unmask.core.evaluation.features import FeatureSplit, Splits, extract
-from unmask.core.evaluation.finetune import FineTuned, FineTuning
+from unmask.core.evaluation.finetune import FineTuned, FineTuning, tune, tuned_recipe
 from unmask.core.evaluation.knn import KNN, knn_accuracy
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve
 from unmask.core.evaluation.rankme import deviation, rankme
 from unmask.core.evaluation.run import Job
 from unmask.core.progress import progress_bar
-
-Tune = Callable[[Any, FineTuning], FineTuned]
+from unmask.core.training.launch import make_fabric
 
 
 def labelled(split: Any) -> bool:
@@ -34,7 +34,7 @@ def spread_of(job: Job, train: Any, raw: Mapping[str, Encode]) -> dict[str, dict
 
 
 def probe_samples(
-    job: Job, splits: Mapping[str, Any], raw: Mapping[str, Encode], protocol: FineTuning, tune: Tune
+    job: Job, splits: Mapping[str, Any], raw: Mapping[str, Encode], protocol: FineTuning
 ) -> dict[str, Any]:
     """Probe the trained encoder, the same at random weights and raw features in the same way.
 
@@ -45,7 +45,6 @@ def probe_samples(
         splits: ``train``, ``val`` and ``test`` with labels, without augmentation.
         raw: what the encoders are held against: functions of a batch to one vector per sample, by row.
         protocol: of fine-tuning.
-        tune: fine-tunes a method by a protocol.
 
     Returns:
         ``rows`` (``trained``, ``random`` and those of `raw`; accuracies in [0, 1]) and ``protocol``.
@@ -57,9 +56,17 @@ def probe_samples(
         about["finetune"] = asdict(protocol) | {"layer_decay_of_random": 1.0}
         for name, method in job.methods.items():
             # From scratch there is nothing that slow lower layers would protect; they would only handicap it.
-            tuned = tune(method, protocol if name == "trained" else replace(protocol, layer_decay=1.0))
+            tuned = _tune(job, method, splits, protocol if name == "trained" else replace(protocol, layer_decay=1.0))
             rows[name] |= {"finetune": tuned.accuracy, "finetune_val": tuned.val_accuracy}
     return {"rows": rows, "protocol": about}
+
+
+def _tune(job: Job, method: Any, splits: Mapping[str, Any], protocol: FineTuning) -> FineTuned:
+    """Fine-tune a method; nothing of it stays."""
+    train, run = splits["train"], replace(job.run, method=method)
+    recipe = replace(tuned_recipe(run, job.data, protocol, train.classes, len(train)), seed=job.seed)
+    fabric = make_fabric(recipe, ".", accelerator=job.device.type, check=False)
+    return tune(run, splits, recipe, fabric=fabric, progress=sys.stderr.isatty())
 
 
 def features(job: Job, part: Any, split: str, raw: Mapping[str, Encode]) -> dict[str, FeatureSplit]:

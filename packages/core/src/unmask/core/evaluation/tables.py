@@ -43,7 +43,7 @@ def tuned_text(result: Mapping[str, Any], samples: str) -> str:
     """What `unmask finetune` returned, as text for a terminal; `samples` is what one is called, in the plural."""
     return (
         f"test accuracy {result['accuracy']:.1%}, validation {result['val_accuracy']:.1%} after "
-        f"{result['protocol']['epochs']} epochs on {result['splits']['train']} {samples} of {result['data']}\n"
+        f"{result['epochs']} epochs on {result['splits']['train']} {samples} of {result['data']}\n"
         f"written to {result['out']}"
     )
 

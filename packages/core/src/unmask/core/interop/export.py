@@ -12,7 +12,7 @@ from typing import Any
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.interop.directories import read_config
-from unmask.core.interop.fine_tuned import is_fine_tuned, load_classifier
+from unmask.core.interop.fine_tuned import TunedParts, is_fine_tuned, load_classifier
 from unmask.core.training.checkpoint import LoadedRun, load_run
 
 
@@ -21,8 +21,8 @@ class Exported:
     """What is exported.
 
     Args:
-        run: a run; of a fine-tuned directory the recipe and the steps of its pre-training, with the classifier as its
-            ``method``.
+        run: a run; of a fine-tuned directory the recipe and the steps of its pre-training, with the `TunedParts` of the
+            classifier as its ``method``.
         path: its directory.
         classes: names of the classes of a classifier; None of a run.
     """
@@ -92,9 +92,10 @@ def write_export(
 def _open(path: Path) -> Exported:
     if not is_fine_tuned(path):
         return Exported(load_run(path), path)
-    classifier, recipe = load_classifier(path)
-    step = read_config(path / "finetune.json").get("step", 0)
-    return Exported(LoadedRun(classifier, recipe, step), path, list(classifier.classes))
+    tuned = load_classifier(path)
+    parts = TunedParts(tuned.method)
+    step = read_config(path / "finetune.json").get("step", 0)  # of the pre-training
+    return Exported(LoadedRun(parts, tuned.recipe, step), path, parts.classes)
 
 
 def _no_place_for_a_head(exported: Exported, to: str, classifiers: Collection[str]) -> str:

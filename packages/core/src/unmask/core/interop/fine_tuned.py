@@ -1,4 +1,4 @@
-"""What fine-tuning leaves: a directory with a recipe, the weights of a classifier, and ``finetune.json``."""
+"""What fine-tuning leaves, for `load` and `export`: a classifier by its parts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,23 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.core import registry
-from unmask.core.errors import UnmaskError
-from unmask.core.training.recipe import Recipe, make_recipe, read_yaml
+from unmask.core.evaluation.finetune import load_tuned
+from unmask.core.method import encoder_of
+from unmask.core.training.checkpoint import LoadedRun
+from unmask.core.training.recipe import read_yaml
+
+
+class TunedParts(nn.Module):
+    """A classifier's parts: the encoder, the LayerNorm after pooling and the linear layer, with the class names.
+
+    Args:
+        classifier: see `unmask.core.evaluation.classifier.Classifier`.
+    """
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.encoder, self.norm, self.head = encoder_of(classifier), classifier.norm, classifier.head
+        self.classes: list[str] = list(classifier.classes)
 
 
 class FineTunedEncoder(nn.Module):
@@ -21,39 +35,36 @@ class FineTunedEncoder(nn.Module):
     ``model.preprocess(samples)`` makes a batch.
 
     Args:
-        classifier: gives logits of a batch; has the names of its classes as ``classes``.
+        classifier: see `unmask.core.evaluation.classifier.Classifier`.
         encoder: the part of it that gives features of a batch.
         preprocess: from what a user has to a batch.
     """
 
-    def __init__(self, classifier: nn.Module, encoder: nn.Module, preprocess: Callable[[Any], Any]) -> None:
+    def __init__(self, classifier: Any, encoder: nn.Module, preprocess: Callable[[Any], Any]) -> None:
         super().__init__()
         self.classifier, self.encoder, self.preprocess = classifier, encoder, preprocess
-        self.classes: list[str] = list(classifier.classes)  # type: ignore[arg-type]
+        self.classes: list[str] = list(classifier.classes)
 
     def forward(self, batch: Any) -> Any:
-        """The fine-tuned encoder's `Features`."""
+        """The fine-tuned encoder's `Features`, its final norm left out, as the classifier pools them."""
         return self.encoder(batch)
 
     def logits(self, batch: Any) -> Float[Tensor, "batch classes"]:
         """One score per class, before softmax."""
-        return self.classifier(batch)
+        vectors = self.classifier.encoding.vectors(self.encoder(batch))  # [batch, dim]
+        return self.classifier.head(self.classifier.norm(vectors))  # [batch, classes]
 
 
 def is_fine_tuned(path: str | Path) -> bool:
     """Whether `path` is what `unmask finetune` wrote."""
-    return (Path(path) / "finetune.json").is_file()
+    recipe = Path(path) / "recipe.yaml"
+    return recipe.is_file() and read_yaml(recipe).get("finetune") is not None
 
 
-def load_classifier(path: str | Path, device: str = "cpu") -> tuple[Any, Recipe]:
-    """The classifier of a fine-tuned directory, as the method's task reads it, in eval mode; and its recipe.
+def load_classifier(path: str | Path, device: str = "cpu") -> LoadedRun:
+    """The classifier of a fine-tuned directory as its ``method``, in eval mode, with the recipe and the step.
 
     Raises:
-        UnmaskError: it cannot be read, or the method's task has no classifiers.
+        UnmaskError: it cannot be read.
     """
-    place = Path(path) / "recipe.yaml"
-    recipe = make_recipe(read_yaml(place), source=str(place), try_build=False)
-    read = getattr(registry.task(recipe.method), "load_classifier", None)
-    if read is None:
-        raise UnmaskError(f"{path}: {recipe.method} has no classifiers; give the run that was fine-tuned instead")
-    return read(path, device), recipe
+    return load_tuned(path, device)

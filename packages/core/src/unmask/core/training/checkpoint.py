@@ -243,6 +243,11 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu", say: Say =
         raise UnmaskError(f"{run_dir} is not a run: it has no recipe.yaml. Give the folder that --out named")
     path = run_dir / "recipe.yaml"
     recipe = make_recipe(read_yaml(path), source=str(path), try_build=False)  # it is built for real just below
+    if recipe.finetune is not None:
+        raise UnmaskError(
+            f"{run_dir} is a fine-tuned classifier, not a pre-trained run; use it with: unmask predict {run_dir} "
+            "FOLDER --out predictions.parquet"
+        )
     state, step = weights_of(run_dir, say)
     method = make_method(recipe)
     load_model(method, state, str(run_dir))

@@ -184,6 +184,7 @@ def fit(
     fabric = fabric or make_fabric(recipe, out)
     total = run_length(recipe, len(train_set))
     run = RunDirectory(out, whole)
+    run.verb = "train" if recipe.finetune is None else "finetune"
     on_rank_zero(fabric, lambda: run.check_place(resume=resume))
     display = Display(total, progress and fabric.is_global_zero)
     saved = checkpoint.newest(run.checkpoints, display.say) if resume else None

@@ -55,7 +55,7 @@ class OnlineProbes:
             batches: this rank's batches of the samples of a data set at some indices.
         """
         features = [self._encode(batches(*both)) for both in zip(self.sets, self.index, strict=True)]
-        numbers = {}
+        numbers: dict[str, float] = {}
         if self.fabric.is_global_zero:
             for name in self.names:
                 train, val = (_labelled(f, s, name) for f, s in zip(features, self.sets, strict=True))

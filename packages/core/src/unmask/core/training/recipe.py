@@ -128,6 +128,27 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What makes a classifier of a pre-trained encoder; see `unmask.core.evaluation.finetune`.
+
+    Args:
+        classes: their names, in the order of the logits.
+        labels: share of each class's training labels that is used, in (0, 1].
+        layer_decay: what a layer's learning rate is multiplied by, relative to the layer above.
+        label_smoothing: share of the target spread over all classes.
+        drop_path: probability of dropping a residual branch of the last block; grows linearly over the depth.
+        head_std: deviation of the head's initial weights.
+    """
+
+    classes: tuple[str, ...]
+    labels: Annotated[float, Field(gt=0, le=1)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    head_std: Positive = 2e-5
+
+
+@dataclass(frozen=True)
 class NetworkSource:
     """A network from elsewhere. In a recipe ``NAME: SOURCE`` is enough.
 
@@ -154,6 +175,7 @@ class Recipe:
         schedule: length and learning rate.
         training: how it is computed.
         stages: the method's `Stages`, for methods that are trained in several; see `unmask.core.training.loop`.
+        finetune: of a fine-tuning; what is trained is then a classifier on the method's encoder.
         networks: networks from elsewhere that the method uses, by the names its module declares in ``NETWORKS``.
     """
 
@@ -166,6 +188,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     training: Training = field(default_factory=Training)
     stages: Any = None
+    finetune: Tuning | None = None
     networks: dict[str, NetworkSource] = field(default_factory=dict)
 
 
@@ -248,6 +271,8 @@ def make_recipe(
             problems.append(f"stages: {raw['method']} is trained in one stage; remove them")
         else:
             parts["stages"] = module.Stages
+    if raw.get("finetune") is not None:
+        parts["finetune"] = Tuning
     made = {name: section(name, kind, raw.get(name), problems) for name, kind in parts.items()}
     top = _top_level(raw, problems)
     networks = network_sources(module, raw, problems)
@@ -355,10 +380,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_yaml(recipe: Recipe) -> str:
     """The recipe as a file that `load_recipe` reads back to an equal recipe."""
-    order = ["method", "seed", "init", "stages", "model", "data", "optimizer", "schedule", "training"]
+    order = ["method", "seed", "init", "stages", "finetune", "model", "data", "optimizer", "schedule", "training"]
     values = as_dict(recipe)
     if recipe.stages is None:
         order.remove("stages")
+    if recipe.finetune is None:
+        order.remove("finetune")
     if recipe.networks:
         order.insert(order.index("data"), "networks")
     return yaml.dump({key: values[key] for key in order}, Dumper=_Dumper, sort_keys=False, width=110)

@@ -53,12 +53,13 @@ class RunDirectory:
         self.model = self.path / "model.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.recipe = self.path / "recipe.yaml"
+        self.verb = "train"  # what makes and resumes it
         self._is_ours = False  # the directory was made by `check_place`
 
     @property
     def resume_command(self) -> str:
         """What to type to go on."""
-        return f"unmask train --resume {self.whole}"
+        return f"unmask {self.verb} --resume {self.whole}"
 
     def check_place(self, *, resume: bool) -> None:
         """Whether a run can begin, or go on, here. Leaves nothing behind but the directory.

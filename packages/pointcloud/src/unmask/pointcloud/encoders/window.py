@@ -145,6 +145,10 @@ class WindowTransformer(nn.Module):
         self.register_buffer("table", window_positions(settings.window, settings.dim), persistent=False)
         init_weights(self)
 
+    def layers_by_depth(self) -> list[list[nn.Module | nn.Parameter]]:
+        """Every layer, two to a block; see `unmask.core.evaluation.classifier.layers_of`."""
+        return [[layer] for layer in self.layers]
+
     def partition(self, pillars: Int[Tensor, "n 3"], shape: tuple[int, int]) -> Windows:
         """Windows of these pillars, given as (sample, y, x) on a grid of `shape` (rows, columns)."""
         aligned, shifted = (self._windows(pillars, shape, shift) for shift in (0, self.window // 2))

@@ -18,9 +18,7 @@ from unmask.core.evaluation.samples import labelled, probe_samples, spread_of
 from unmask.pointcloud.data.clouds import PointClouds
 from unmask.pointcloud.evaluation.dense import DenseProbe, NoPointLabels, Reading, dense_probe
 from unmask.pointcloud.evaluation.features import coordinates, of_points, raw_points
-from unmask.pointcloud.evaluation.finetuning import finetune as finetune
-from unmask.pointcloud.evaluation.finetuning import load_classifier as load_classifier
-from unmask.pointcloud.evaluation.finetuning import protocol_for, tune
+from unmask.pointcloud.evaluation.finetuning import protocol_for as protocol_for
 from unmask.pointcloud.evaluation.tables import table as table
 
 ROWS = {"trained": "trained encoder", "random": "untrained encoder", "coordinates": "coordinates"}
@@ -40,7 +38,7 @@ def measure(job: Job) -> dict[str, Any]:
     if whole:
         result["splits"]["classes"] = len(train.classes or ())
         protocol = protocol_for(len(train), job.at_once, job.epochs)
-        result |= probe_samples(job, splits, raw, protocol, partial(_tune, job, splits))
+        result |= probe_samples(job, splits, raw, protocol)
     else:
         result["rows"] = spread_of(job, train, raw)
     if by_point:
@@ -52,10 +50,6 @@ def measure(job: Job) -> dict[str, Any]:
         result["note"] = _note(job.data.source, result["point_labelled"])
     job.name_left_out(*splits.values())
     return result
-
-
-def _tune(job: Job, splits: Mapping[str, PointClouds], method: Any, protocol: Any) -> Any:
-    return tune(method, splits, job.run, protocol, job.seed, job.device)
 
 
 def _note(source: str, by_point: bool) -> str:

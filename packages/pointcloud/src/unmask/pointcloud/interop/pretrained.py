@@ -18,6 +18,7 @@ from unmask.core.errors import UnmaskError
 from unmask.core.interop.directories import directory, is_run, read_config
 from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned, load_classifier
 from unmask.core.interop.weights import State, check_fit, read_state
+from unmask.core.method import encoder_of
 from unmask.core.training.build import make_method
 from unmask.core.training.checkpoint import weights_of
 from unmask.core.training.recipe import Recipe, flatten, make_recipe, read_yaml
@@ -62,9 +63,10 @@ def load(path: str | Path, device: str = "cpu") -> CloudEncoder | FineTunedEncod
         UnmaskError: nothing of the kind is there.
     """
     if is_fine_tuned(path):
-        classifier, _ = load_classifier(path, device)
-        whole = classifier.encoder.whole
-        return FineTunedEncoder(classifier, whole, whole.preprocess)
+        tuned = load_classifier(path, device)
+        parts: Any = encoder_of(tuned.method)
+        encoder = CloudEncoder(parts.pillar_encoder, parts.encoder, tuned.recipe.data).to(device).eval()
+        return FineTunedEncoder(tuned.method, encoder, encoder.preprocess)
     found = read_weights(path)
     if found.recipe is None:
         raise UnmaskError(

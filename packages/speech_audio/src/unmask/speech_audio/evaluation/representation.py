@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -221,14 +220,9 @@ def _no_labels(source: str, skipped: Mapping[str, str]) -> str:
     )
 
 
-def finetune(run_dir: str | Path, data: str, out: str | Path, **options: Any) -> NoReturn:
-    """Not here: fine-tuning speech means CTC on transcripts, which transformers does from an export.
-
-    Raises:
-        UnmaskError: always; it says how.
-    """
-    raise UnmaskError(
-        "speech encoders are fine-tuned with transformers: export the run with `unmask export RUN --to transformers "
-        "--out DIR` and load DIR as HubertForCTC (docs/tutorials/speech-ctc.md shows it) or as "
-        "HubertForSequenceClassification. For frozen features: unmask evaluate RUN --data LABELLED"
-    )
+# Fine-tuning speech means CTC on transcripts, which transformers does from an export.
+NO_FINE_TUNING = (
+    "speech encoders are fine-tuned with transformers: export the run with `unmask export RUN --to transformers "
+    "--out DIR` and load DIR as HubertForCTC (docs/tutorials/speech-ctc.md shows it) or as "
+    "HubertForSequenceClassification. For frozen features: unmask evaluate RUN --data LABELLED"
+)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
 from unmask.core.interop.directories import directory, is_run, read_config
-from unmask.core.interop.fine_tuned import is_fine_tuned, load_classifier
 from unmask.core.interop.weights import PICKLED, State, check_fit, read_state, some
 from unmask.core.training.checkpoint import load_run
 from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
@@ -132,8 +131,6 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def _of_run(place: Path) -> Weights:
-    if is_fine_tuned(place):
-        load_classifier(place)  # which says that this domain has none
     run = load_run(place)
     method: Any = run.method
     if not isinstance(getattr(method, "encoder", None), SpeechEncoder):

@@ -86,6 +86,14 @@ class SwinEncoder(nn.Module):
         """Features of whole images, unmasked: the last map, one token per `stride` x `stride` pixels."""
         return self._encode(self.patch_embed(images))  # from [batch, rows, columns, token_dim]
 
+    def layers_by_depth(self) -> list[list[nn.Module | nn.Parameter]]:
+        """Patches, then every block of every stage; a stage's downsampling belongs to the block before it."""
+        layers: list[list[nn.Module | nn.Parameter]] = [[self.patch_embed]]
+        for stage in self.layers.children():
+            layers[-1].append(stage.downsample)  # type: ignore[arg-type]  # timm's, an Identity in the first stage
+            layers += [[block] for block in stage.blocks]  # type: ignore[union-attr]
+        return layers
+
     def _encode(self, tokens: Float[Tensor, "batch rows columns token_dim"]) -> Features:
         x = self.norm(self.layers(tokens))  # [batch, rows / 2**(stages - 1), columns / 2**(stages - 1), dim]
         return Features(x.flatten(1, 2), tuple(x.shape[1:3]))

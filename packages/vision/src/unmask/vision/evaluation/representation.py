@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from unmask.core.evaluation.finetune import FineTuning
 from unmask.core.evaluation.run import Job
 from unmask.core.evaluation.samples import labelled, probe_samples, spread_of
 from unmask.core.evaluation.tables import row_table, sample_columns
 from unmask.vision.data.images import ImageBatch
-from unmask.vision.evaluation.finetuning import finetune as finetune
-from unmask.vision.evaluation.finetuning import load_classifier as load_classifier
-from unmask.vision.evaluation.finetuning import protocol_for, tune
 
 ROWS = {"trained": "trained encoder", "random": "untrained encoder", "pixels": "raw pixels"}
 PIXELS_SIDE = 32  # larger images are averaged down to this before their pixels are probed
@@ -34,12 +31,13 @@ def measure(job: Job) -> dict[str, Any]:
         return {"labelled": False, "note": note, "splits": {"train": len(train)}, "rows": rows, "protocol": {}}
     splits = {"train": train, "val": job.open("val"), "test": job.open("test")}
     sizes = {name: len(part) for name, part in splits.items()} | {"classes": len(train.classes)}
-    tuning = partial(_tune, job, splits)
-    return {"labelled": True, "splits": sizes} | probe_samples(job, splits, raw, protocol_for(job.epochs), tuning)
+    protocol = protocol_for(len(train), job.at_once, job.epochs)
+    return {"labelled": True, "splits": sizes} | probe_samples(job, splits, raw, protocol)
 
 
-def _tune(job: Job, splits: dict[str, Any], method: Any, protocol: Any) -> Any:
-    return tune(method, splits, job.run, protocol, job.seed, job.device)
+def protocol_for(samples: int, at_once: int, epochs: int | None = None) -> FineTuning:
+    """Core's protocol, for so many epochs."""
+    return FineTuning() if epochs is None else FineTuning(epochs=epochs)
 
 
 def pixels_of(batch: ImageBatch) -> Float[Tensor, "batch values"]:

@@ -18,6 +18,7 @@ from unmask.core.interop.directories import directory, is_run, read_config
 from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned, load_classifier
 from unmask.core.interop.weights import State, difference, read_state, some
 from unmask.core.masking import RandomMasking
+from unmask.core.method import encoder_of
 from unmask.core.training.checkpoint import load_run, weights_of
 from unmask.vision.data.preprocess import Preprocess
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
@@ -42,8 +43,8 @@ def load(path: str | Path, device: str = "cpu") -> nn.Module:
     """
     encoder: Any
     if is_fine_tuned(path):
-        classifier, recipe = load_classifier(path, device)
-        encoder = FineTunedEncoder(classifier, classifier.encoder, Preprocess.of_data(recipe.data))
+        tuned = load_classifier(path, device)
+        encoder = FineTunedEncoder(tuned.method, encoder_of(tuned.method), Preprocess.of_data(tuned.recipe.data))
     elif is_run(path):
         run = load_run(path, device=device)
         encoder = run.method.encoder
