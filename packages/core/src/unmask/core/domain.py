@@ -125,6 +125,9 @@ class Task(Protocol):
     Core loads the run, writes ``RUN/evaluation.json`` and prints the table; `unmask.core.evaluation.run.Job` gives the
     module the method, its counterpart at random weights, and the data. Where every sample has one vector and may have
     one class, `unmask.core.evaluation.samples` does the measuring.
+
+    Optional: ``protocol_for(samples, at_once, epochs) -> FineTuning``, where fine-tuning needs other numbers than
+    `unmask.core.evaluation.finetune` has; ``NO_FINE_TUNING``, what to say where it is not done here.
     """
 
     ROWS: Mapping[str, str]  # titles of what is measured and of what it is held against; `trained` comes first

@@ -90,6 +90,11 @@ class FineTuned:
     losses: list[float]
 
 
+def protocol_for(samples: int, at_once: int, epochs: int | None = None) -> FineTuning:
+    """The protocol for so many epochs, whatever the number of samples; a task's module may have a rule of its own."""
+    return FineTuning() if epochs is None else FineTuning(epochs=epochs)
+
+
 def tuned_recipe(run: LoadedRun, data: Any, protocol: FineTuning, classes: Sequence[str], samples: int) -> Recipe:
     """The recipe of a fine-tuning of a run.
 
@@ -146,8 +151,8 @@ def tune(
     model.eval()
     at_once = encoding_of(recipe.method).at_once(run.recipe)
     workers = recipe.training.workers
-    scores = [accuracy(model, splits[s], collate, fabric.device, workers, at_once) for s in ("test", "val")]
-    return FineTuned(model, *scores, epoch_losses(out, recipe.schedule.epochs))
+    test, val = (accuracy(model, splits[s], collate, fabric.device, workers, at_once) for s in ("test", "val"))
+    return FineTuned(model, test, val, epoch_losses(out, recipe.schedule.epochs))
 
 
 def _tuning(recipe: Recipe) -> Tuning:
@@ -234,7 +239,8 @@ def finetune(
     splits = _labelled(run, source, labels, seed)
     train = splits["train"]
     at_once = encoding_of(run.recipe.method).at_once(run.recipe)
-    protocol = registry.task(run.recipe.method).protocol_for(len(train), at_once, epochs)
+    rule = getattr(registry.task(run.recipe.method), "protocol_for", protocol_for)
+    protocol = rule(len(train), at_once, epochs)
     protocol = replace(protocol, layer_decay=1.0) if scratch else protocol
     recipe = tuned_recipe(run, source, protocol, train.classes, len(train))
     raw = as_dict(replace(recipe, seed=seed, init=None if scratch else str(run_dir)))
@@ -292,8 +298,8 @@ def _run(
 
 def _check_allowed(run: LoadedRun) -> None:
     refusal = getattr(registry.task(run.recipe.method), "NO_FINE_TUNING", None)
-    if refusal is not None or not hasattr(registry.task(run.recipe.method), "protocol_for"):
-        raise UnmaskError(refusal or f"runs of {run.recipe.method} are not fine-tuned as classifiers")
+    if refusal is not None:
+        raise UnmaskError(refusal)
 
 
 def _labelled(run: LoadedRun, data: Any, labels: float, seed: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def features(job: Job, part: Any, split: str, raw: Mapping[str, Encode]) -> dict
 
     collate = registry.data_kind(job.run.recipe.method).collate
     with progress_bar(f"encoding, {split}", len(part)) as advance:
-        options = {"batch_size": job.at_once, "workers": job.workers, "advance": advance}
+        options: dict[str, Any] = {"batch_size": job.at_once, "workers": job.workers, "advance": advance}
         found = extract(encode, part, collate, device=job.device, **options)
     parts = found.x.split(widths, dim=1)
     return {name: replace(found, x=x.contiguous()) for name, x in zip(encoders, parts, strict=True)}

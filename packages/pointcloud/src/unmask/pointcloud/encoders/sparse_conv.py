@@ -88,8 +88,8 @@ class SparseConvEncoder(nn.Module):
 
     def layers_by_depth(self) -> list[list[nn.Module | nn.Parameter]]:
         """Every level on the way down with the step to it, then up; see `unmask.core.evaluation.classifier`."""
-        down = [[*pair] for pair in zip(self.downs, self.before[1:], strict=True)]
-        up = [[*pair] for pair in zip(self.ups, self.after, strict=True)]
+        down: list[list[nn.Module | nn.Parameter]] = [[*pair] for pair in zip(self.downs, self.before[1:], strict=True)]
+        up: list[list[nn.Module | nn.Parameter]] = [[*pair] for pair in zip(self.ups, self.after, strict=True)]
         return [[self.before[0]], *down, *reversed(up)]
 
     def partition(self, pillars: Int[Tensor, "pillars 3"], shape: tuple[int, int]) -> ConvStructure:

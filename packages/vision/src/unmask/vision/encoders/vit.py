@@ -129,7 +129,8 @@ class VisionTransformer(nn.Module):
     def layers_by_depth(self) -> list[list[nn.Module | nn.Parameter]]:
         """Patches, class token and positions, then every block; see `unmask.core.evaluation.classifier.layers_of`."""
         tokens = [p for p in (self.cls_token, self.pos_embed) if p is not None]
-        return [[self.patch_embed, *tokens], *([block] for block in self.blocks)]
+        blocks: list[list[nn.Module | nn.Parameter]] = [[block] for block in self.blocks]
+        return [[self.patch_embed, *tokens], *blocks]
 
     def _position_table(self) -> nn.Parameter:
         prefix = int(self.settings.class_token)

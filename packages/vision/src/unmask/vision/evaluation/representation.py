@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.core.evaluation.finetune import FineTuning
+from unmask.core.evaluation.finetune import protocol_for
 from unmask.core.evaluation.run import Job
 from unmask.core.evaluation.samples import labelled, probe_samples, spread_of
 from unmask.core.evaluation.tables import row_table, sample_columns
@@ -33,11 +33,6 @@ def measure(job: Job) -> dict[str, Any]:
     sizes = {name: len(part) for name, part in splits.items()} | {"classes": len(train.classes)}
     protocol = protocol_for(len(train), job.at_once, job.epochs)
     return {"labelled": True, "splits": sizes} | probe_samples(job, splits, raw, protocol)
-
-
-def protocol_for(samples: int, at_once: int, epochs: int | None = None) -> FineTuning:
-    """Core's protocol, for so many epochs."""
-    return FineTuning() if epochs is None else FineTuning(epochs=epochs)
 
 
 def pixels_of(batch: ImageBatch) -> Float[Tensor, "batch values"]:
