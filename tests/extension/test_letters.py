@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 
 import pytest
-import torch
 from outsider import FILES, Copy
-from safetensors.torch import load_file
 
 # What a domain has to write beside its decoding, encoders, methods and tasks.
 FRAME = (
@@ -40,18 +37,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
     copy.close()
 
 
-def ok(copy: Copy, *arguments: object) -> str:
-    said = copy.unmask(*arguments)
-    assert said.code == 0, said.err
-    return said.out
-
-
-def refused(copy: Copy, *arguments: object) -> str:
-    said = copy.unmask(*arguments)
-    assert said.code == 2 and said.err.startswith("error: "), said.err
-    return said.err
-
-
 def test_a_domain_is_200_lines_at_most() -> None:
     lines = {name: len((FILES / "letters" / name).read_text().splitlines()) for name in FRAME}
     assert sum(lines.values()) <= 200, lines
@@ -59,25 +44,17 @@ def test_a_domain_is_200_lines_at_most() -> None:
 
 def test_it_keeps_its_contracts_and_is_listed(copy: Copy) -> None:
     copy.check("from unmask.core import domain, registry; domain.check_domain(registry.domain('letters'))")
-    found = {card["id"]: card["package"] for card in json.loads(ok(copy, "list", "--json"))}
+    found = {card["id"]: card["package"] for card in json.loads(copy.ok("list", "--json"))}
     assert found["letters/siblings"] == "unmask-letters" and "vision/mae" in found
-    assert "cifar10" in ok(copy, "data", "list"), "a domain without sets by name is in nobody's way"
+    assert "cifar10" in copy.ok("data", "list"), "a domain without sets by name is in nobody's way"
 
 
 @pytest.mark.parametrize("method", ["masked_letters", "siblings"])
 def test_token_ids_and_pairs(copy: Copy, method: str) -> None:
     """Both are trained and resumed to the same weights, validated, and pass the checks."""
-    run, cut = copy.work / "runs" / method, copy.work / "cut" / method
-    arguments = ["--steps", 6, "--set", "training.checkpoint_every_steps=3", "--quiet"]
-    ok(copy, "train", f"letters/{method}", "--out", run, *arguments)
-    shutil.copytree(run, cut)
-    (cut / "model.safetensors").unlink()
-    (cut / "checkpoints" / "step-00000006.safetensors").unlink()
-    ok(copy, "train", "--resume", cut, "--quiet")
-    whole, again = (load_file(path / "model.safetensors") for path in (run, cut))
-    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+    copy.trained_and_resumed(f"letters/{method}")
     copy.check(CHECK.replace("METHOD", method))
-    said = json.loads(ok(copy, "train", f"letters/{method}", "--dry-run", "--json", "--out", "none"))
+    said = json.loads(copy.ok("train", f"letters/{method}", "--dry-run", "--json", "--out", "none"))
     assert said["estimate"]["tokens"] == 16 and said["estimate"]["flops_per_sample"] > 0
 
 
@@ -87,20 +64,19 @@ def test_every_verb_works_or_says_why_not(copy: Copy) -> None:
     for name, letters in (("loud", "ABCDEFG"), ("quiet", "abcdefg")):
         lines = [letters[i % 7 :] + letters[: i % 5] for i in range(40)]
         (folder / f"{name}.txt").write_text("\n".join(lines))
-    out = ok(copy, "train", "letters/masked_letters", "--data", folder, "--epochs", 3, "--out", run, "--quiet")
+    out = copy.ok("train", "letters/masked_letters", "--data", folder, "--epochs", 3, "--out", run, "--quiet")
     offered = [line.split()[1] for line in out.split("Next:\n")[1].splitlines()]
     assert offered == ["evaluate", "report", "embed"], out
-    rows = json.loads(ok(copy, "evaluate", run, "--json"))["rows"]
+    rows = json.loads(copy.ok("evaluate", run, "--json"))["rows"]
     assert set(rows) == {"trained", "random", "letters"} and rows["letters"]["knn"] == 1, "capitals tell them apart"
-    assert "untrained encoder" in ok(copy, "evaluate", run)
-    ok(copy, "report", run)
+    assert "untrained encoder" in copy.ok("evaluate", run)
+    copy.ok("report", run)
     assert "draws no pictures" in (run / "report.html").read_text()
-    ok(copy, "embed", run, folder, "--out", "features.parquet")
+    copy.ok("embed", run, folder, "--out", "features.parquet")
     assert (copy.work / "features.parquet").stat().st_size > 1000
-    assert "runs of letters are not exported" in refused(copy, "export", run, "--out", "x")
-    assert "nothing for `unmask finetune`" in refused(copy, "finetune", run, "--data", folder)
-    assert "does not generate; methods that do: none is installed" in refused(copy, "generate", run, "--out", "x")
-    ok(copy, "train", "letters/masked_letters", "--init", run, "--steps", 2, "--out", "warm", "--quiet")
-    assert "expected a folder of .txt files" in refused(
-        copy, "train", "letters/masked_letters", "--data", "nowhere", "--out", "x"
-    )
+    assert "runs of letters are not exported" in copy.refused("export", run, "--out", "x")
+    assert "nothing for `unmask finetune`" in copy.refused("finetune", run, "--data", folder)
+    assert "does not generate; methods that do: none is installed" in copy.refused("generate", run, "--out", "x")
+    copy.ok("train", "letters/masked_letters", "--init", run, "--steps", 2, "--out", "warm", "--quiet")
+    nowhere = ["letters/masked_letters", "--data", "nowhere", "--out", "x"]
+    assert "expected a folder of .txt files" in copy.refused("train", *nowhere)

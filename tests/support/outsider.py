@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from processes import pipe, start, wait
+from safetensors.torch import load_file
 
 from unmask.core import registry
 
@@ -61,6 +63,31 @@ class Copy:
         """Run ``unmask ARGUMENTS`` in the copy's own process, in the working directory."""
         return self._ask("command", [str(a) for a in arguments])
 
+    def ok(self, *arguments: object) -> str:
+        """What a command prints that does what it is asked."""
+        said = self.unmask(*arguments)
+        assert said.code == 0, said.err
+        return said.out
+
+    def refused(self, *arguments: object) -> str:
+        """What a command says that cannot do what it is asked."""
+        said = self.unmask(*arguments)
+        assert said.code == 2 and "error: " in said.err, said.err
+        return said.err
+
+    def trained_and_resumed(self, method: str, *options: str) -> Path:
+        """A run of six steps; one that was killed after the third goes on to the same weights, bit for bit."""
+        run, cut = self.work / "runs" / method, self.work / "cut" / method
+        arguments = ["--steps", 6, "--set", "training.checkpoint_every_steps=3", "--quiet", *options]
+        self.ok("train", method, "--out", run, *arguments)
+        shutil.copytree(run, cut)
+        (cut / "model.safetensors").unlink()
+        (cut / "checkpoints" / "step-00000006.safetensors").unlink()
+        self.ok("train", "--resume", cut, "--quiet")
+        whole, again = (load_file(path / "model.safetensors") for path in (run, cut))
+        assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+        return run
+
     def check(self, code: str) -> None:
         """Run some Python there, as an outsider's test would."""
         said = self._ask("code", [code])
@@ -84,8 +111,6 @@ def _serve(packages: Path, work: Path, there: Any) -> None:
     """The copy's process: first on the path what was added, then one command after another."""
     sys.path.insert(0, str(packages))
     os.chdir(work)
-    import torch
-
     torch.set_num_threads(1)
     while (asked := there.recv()) is not None:
         out, err = io.StringIO(), io.StringIO()

@@ -96,8 +96,9 @@ def extract(
         keep = slice(None) if wrong is None else (~wrong).to(device)
         x.append(encode(moved)[keep].float())
         ids.append(moved.ids[keep])
-        if moved.labels is not None:
-            y.append(moved.labels[keep])
+        labels = getattr(moved, "labels", None)
+        if labels is not None:
+            y.append(labels[keep])
         if advance is not None:
             advance(len(chunk))
     return FeatureSplit(torch.cat(x), torch.cat(ids), torch.cat(y) if y else None)
