@@ -192,24 +192,6 @@ class Recipe:
     networks: dict[str, NetworkSource] = field(default_factory=dict)
 
 
-# What may differ on a resume: none of it changes what is computed.
-_FREE = ("workers", "checkpoint_every_steps", "keep_checkpoints", "monitor", "probe_every_epochs")
-_FREE_TO_CHANGE = frozenset(f"training.{name}" for name in _FREE)
-TOTAL = frozenset({"schedule.epochs", "schedule.steps", "schedule.warmup_epochs", "schedule.step_at"})
-
-
-def free_to_change(recipe: Recipe) -> frozenset[str]:
-    """Dotted keys that may differ on a resume: data and networks may have moved, but must be the same ones."""
-    data = {f"data.{name}" for name in getattr(recipe.data, "free_to_change", ())}
-    return _FREE_TO_CHANGE | data | {f"networks.{name}.source" for name in recipe.networks}
-
-
-def filled_in(recipe: Recipe) -> frozenset[str]:
-    """Dotted keys that are not known before data and networks are opened or earlier stages have run."""
-    data = {f"data.{name}" for name in getattr(recipe.data, "filled_in", ())}
-    return frozenset(data | {f"networks.{name}.hash" for name in recipe.networks})
-
-
 def load_recipe(
     method: str | None,
     recipe: str = "tiny",
@@ -338,34 +320,15 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """Nested dicts and lists of plain values, ready for YAML and JSON."""
-    return _plain(dataclasses.asdict(recipe))
+    return plain(dataclasses.asdict(recipe))
 
 
-def with_defaults(saved: Any, recipe: Any) -> Any:
-    """The plain values `saved` of an earlier `recipe`, or of a part of one, with the defaults of keys that it lacks."""
-    if dataclasses.is_dataclass(recipe) and isinstance(saved, Mapping):
-        known = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
-        missing = _defaults([f for f in fields(recipe) if f.name not in saved])
-        return missing | {key: with_defaults(value, known.get(key)) for key, value in saved.items()}
-    if isinstance(saved, Mapping) and isinstance(recipe, Mapping):
-        return {key: with_defaults(value, recipe.get(key)) for key, value in saved.items()}
-    if isinstance(saved, list) and isinstance(recipe, list | tuple) and len(saved) == len(recipe):
-        return [with_defaults(*both) for both in zip(saved, recipe, strict=True)]
-    return saved
-
-
-def _defaults(missing: list[dataclasses.Field[Any]]) -> dict[str, Any]:
-    """The fields' defaults, as plain values; without those that have none."""
-    made = {f.name: f.default_factory() for f in missing if f.default_factory is not dataclasses.MISSING}
-    return _plain(made | {f.name: f.default for f in missing if f.default is not dataclasses.MISSING})
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses and sequences as dicts and lists, ready for YAML and JSON."""
     return json.loads(json.dumps(value, default=_as_plain))
 
 
-def _as_plain(value: Any) -> Any:
+def _asplain(value: Any) -> Any:
     is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
     return dataclasses.asdict(value) if is_instance else str(value)
 

@@ -19,17 +19,12 @@ import torch
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.training.changes import TOTAL, changed_keys
 from unmask.core.training.files import write_json, write_text
 from unmask.core.training.recipe import (
-    TOTAL,
     Recipe,
-    as_dict,
-    filled_in,
-    flatten,
-    free_to_change,
     read_yaml,
     to_yaml,
-    with_defaults,
 )
 from unmask.core.training.signals import Interrupted
 from unmask.core.training.startup import StartupError
@@ -210,22 +205,6 @@ def check_writable(path: Path) -> None:
         with contextlib.suppress(OSError):
             probe.unlink()
         raise UnmaskError(f"cannot write to {path}: {error.strerror}. Choose another --out") from None
-
-
-def changed_keys(before: dict[str, Any], recipe: Recipe) -> dict[str, str]:
-    """Dotted keys whose values differ, with the text "KEY was A, now B"; keys that may change are left out.
-
-    A key that the saved recipe lacks was not known to the version that saved it, and counts as its default.
-    """
-    old, new = flatten(with_defaults(before, recipe)), flatten(as_dict(recipe))
-    free, filled = free_to_change(recipe), filled_in(recipe)
-    return {
-        key: f"{key} was {old.get(key, 'not set')}, now {new.get(key, 'not set')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and key not in free
-        and not (key in filled and None in (old.get(key), new.get(key)))
-    }
 
 
 def metrics_until(path: Path, step: int) -> list[str]:

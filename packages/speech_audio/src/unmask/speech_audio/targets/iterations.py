@@ -20,9 +20,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from unmask.core.errors import UnmaskError
+from unmask.core.training.changes import filled_in, free_to_change
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.loop import Launch
-from unmask.core.training.recipe import Recipe, Schedule, as_dict, filled_in, flatten, free_to_change
+from unmask.core.training.recipe import Recipe, Schedule, as_dict, flatten
 from unmask.core.training.stages import Planned, Stage, run_stages
 from unmask.speech_audio.data.clips import Clips, open_split
 from unmask.speech_audio.data.frames import FRAME_RATE
