@@ -91,7 +91,12 @@ def test_a_format_for_classifiers_is_named(run: Path, tmp_path: Path) -> None:
     text = (
         write_export(tuned, tmp_path / "out", "some", WRITERS, card, classifiers=["some"]) / "README.md"
     ).read_text()
-    for part in ("9 steps, and fine-tuned", "on labels of 2 classes", '"accuracy": 0.75', '"data": "pets"'):
+    for part in (
+        "pre-trained with unmask, and fine-tuned",
+        "on labels of 2 classes",
+        '"accuracy": 0.75',
+        '"data": "pets"',
+    ):
         assert part in text
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
-from unmask.core.interop.directories import read_config
 from unmask.core.interop.fine_tuned import TunedParts, is_fine_tuned, load_classifier
 from unmask.core.training.checkpoint import LoadedRun, load_run
 
@@ -21,7 +20,7 @@ class Exported:
     """What is exported.
 
     Args:
-        run: a run; of a fine-tuned directory the recipe and the steps of its pre-training, with the `TunedParts` of the
+        run: a run; of a fine-tuned directory the recipe and the steps of its fine-tuning, with the `TunedParts` of the
             classifier as its ``method``.
         path: its directory.
         classes: names of the classes of a classifier; None of a run.
@@ -94,8 +93,7 @@ def _open(path: Path) -> Exported:
         return Exported(load_run(path), path)
     tuned = load_classifier(path)
     parts = TunedParts(tuned.method)
-    step = read_config(path / "finetune.json").get("step", 0)  # of the pre-training
-    return Exported(LoadedRun(parts, tuned.recipe, step), path, parts.classes)
+    return Exported(LoadedRun(parts, tuned.recipe, tuned.step), path, parts.classes)
 
 
 def _no_place_for_a_head(exported: Exported, to: str, classifiers: Collection[str]) -> str:

@@ -39,7 +39,8 @@ def model_card(
         "Licence": _licence(registry.card(run.recipe.method)),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    title = f"# {name} pre-trained with unmask, {run.step} steps" + (", and fine-tuned" if exported.classes else "")
+    how = "and fine-tuned" if exported.classes else f"{run.step} steps"
+    title = f"# {name} pre-trained with unmask, {how}"
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{title}\n\n{body}\n"
 
 
@@ -53,7 +54,7 @@ def _training(exported: Exported) -> str:
     samples = registry.domain(run.recipe.method).samples
     text = f"{run.step} optimizer steps of {run.recipe.training.batch_size} {samples}."
     if exported.classes:
-        text = f"{text[:-1]}, then fine-tuned on labels of {len(exported.classes)} classes."
+        text = f"Pre-trained, then fine-tuned on labels of {len(exported.classes)} classes: {text}"
     environment = _json(exported.path / "environment.json")
     versions = environment.get("versions", {})
     if "torch" in versions:

@@ -328,7 +328,7 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=_as_plain))
 
 
-def _asplain(value: Any) -> Any:
+def _as_plain(value: Any) -> Any:
     is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
     return dataclasses.asdict(value) if is_instance else str(value)
 
