@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from unmask.core import registry
+from unmask.core.training.changes import changed_keys, with_defaults
 from unmask.core.training.recipe import (
     RecipeError,
     as_dict,
@@ -17,9 +18,7 @@ from unmask.core.training.recipe import (
     make_recipe,
     parse_override,
     to_yaml,
-    with_defaults,
 )
-from unmask.core.training.rundir import changed_keys
 
 
 def raw(**changes: Any) -> dict[str, Any]:
