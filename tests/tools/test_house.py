@@ -59,3 +59,12 @@ def test_repeated_code_is_named_once(tree: Path) -> None:
 def test_an_import_inside_a_function_may_run_upwards(tree: Path) -> None:
     write(tree, "vision", "data/a.py", "def f() -> None:\n    from unmask.vision.evaluation.score import hide\n")
     assert broken(tree) == []
+
+
+def test_modules_that_import_each_other_are_named(tree: Path) -> None:
+    write(tree, "core", "a/__init__.py", "from unmask.core.a.x import f\n")
+    write(tree, "core", "a/x.py", "from unmask.core.b import g\n")
+    assert broken(tree) == []
+    write(tree, "core", "b.py", "from unmask.core.a import f\n")
+    (problem,) = broken(tree)
+    assert "unmask.core.a" in problem and "unmask.core.b" in problem

@@ -7,16 +7,15 @@ dataclass beside it, whose defaults are the protocol of all committed results:
 * `LinearProbe`: logistic regression on standardised frozen features;
 * `WeightedProbe`: the same on a learned weighted sum of layers;
 * `FewLabels`: the linear probe on a few labels;
-* `FineTuning`: the whole network, with layer-wise learning rates;
+* `FineTuning` (in `unmask.core.evaluation.finetune`, which uses the training loop): the whole network, with layer-wise
+  learning rates;
 * `rankme` and `deviation`: how many dimensions the features use;
 * `online_probes`: k-NN and a linear probe on a few features, for curves while training.
 
 Every measure is fitted on the train split and chosen on the validation split; the test split is scored once.
 """
 
-from unmask.core.evaluation.classifier import Classifier, layers_of
 from unmask.core.evaluation.features import FeatureSplit, Splits, extract, keyed_subset
-from unmask.core.evaluation.finetune import FineTuning
 from unmask.core.evaluation.knn import KNN, knn_accuracy, knn_predict
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve, linear_probe
 from unmask.core.evaluation.online import online_probes
@@ -25,10 +24,8 @@ from unmask.core.evaluation.weighted import WeightedProbe, weighted_probe
 
 __all__ = [
     "KNN",
-    "Classifier",
     "FeatureSplit",
     "FewLabels",
-    "FineTuning",
     "LinearProbe",
     "Splits",
     "WeightedProbe",
@@ -38,7 +35,6 @@ __all__ = [
     "keyed_subset",
     "knn_accuracy",
     "knn_predict",
-    "layers_of",
     "linear_probe",
     "online_probes",
     "rankme",
