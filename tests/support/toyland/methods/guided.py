@@ -36,7 +36,7 @@ class Guided(Plain):
         self.head = nn.Linear(settings.encoder.dim, network[2].out_features)  # type: ignore[index]
         self.mean = EMATeacher(self.encoder, 0.9)
 
-    def target(self, batch: ToyBatch) -> Tensor:
+    def target(self, batch: ToyBatch, plan: Any) -> Tensor:
         return self.teacher(batch.x)
 
     def after_step(self, clock: Clock) -> None:

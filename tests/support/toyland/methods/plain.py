@@ -52,11 +52,11 @@ class Plain(nn.Module):
         x = batch.x.masked_fill(plan.mask.hidden[..., None], 0)
         return self.head(self.encoder(x + x.mean(1, keepdim=True)))
 
-    def target(self, batch: ToyBatch) -> Tensor:
+    def target(self, batch: ToyBatch, plan: Any) -> Tensor:
         return batch.x
 
     def forward(self, batch: ToyBatch, plan: Plan) -> Output:
-        error = ((self.predict(batch, plan) - self.target(batch)) ** 2).mean(-1)
+        error = ((self.predict(batch, plan) - self.target(batch, plan)) ** 2).mean(-1)
         return Output({"hidden": Term((error * plan.mask.hidden).sum(), plan.mask.hidden.sum())})
 
     def encode(self, batch: ToyBatch) -> Features:
