@@ -1,4 +1,4 @@
-"""How good are the features? k-NN, a linear probe, few labels, fine-tuning, and whether they collapsed.
+"""How good are the features? k-NN, linear and attentive probes, few labels, fine-tuning, and whether they collapsed.
 
 Plain functions on tensors and modules, the same for every domain. What each measure does exactly is fixed by a frozen
 dataclass beside it, whose defaults are the protocol of all committed results:
@@ -6,6 +6,7 @@ dataclass beside it, whose defaults are the protocol of all committed results:
 * `KNN`: weighted nearest neighbours on cosine similarity;
 * `LinearProbe`: logistic regression on standardised frozen features;
 * `WeightedProbe`: the same on a learned weighted sum of layers;
+* `AttentiveProbe`: attention pooling of frozen tokens and a linear classifier, trained together;
 * `FewLabels`: the linear probe on a few labels;
 * `FineTuning`: the whole network, with layer-wise learning rates;
 * `rankme` and `deviation`: how many dimensions the features use;
@@ -14,6 +15,7 @@ dataclass beside it, whose defaults are the protocol of all committed results:
 Every measure is fitted on the train split and chosen on the validation split; the test split is scored once.
 """
 
+from unmask.core.evaluation.attentive import AttentiveProbe, TokenSplit, attentive_probe
 from unmask.core.evaluation.classifier import Classifier, layers_of
 from unmask.core.evaluation.features import FeatureSplit, Splits, extract, keyed_subset
 from unmask.core.evaluation.finetune import FineTuning
@@ -25,13 +27,16 @@ from unmask.core.evaluation.weighted import WeightedProbe, weighted_probe
 
 __all__ = [
     "KNN",
+    "AttentiveProbe",
     "Classifier",
     "FeatureSplit",
     "FewLabels",
     "FineTuning",
     "LinearProbe",
     "Splits",
+    "TokenSplit",
     "WeightedProbe",
+    "attentive_probe",
     "deviation",
     "extract",
     "few_label_curve",
