@@ -1,4 +1,4 @@
-"""How good are the features? k-NN, a linear probe, few labels, fine-tuning, and whether they collapsed.
+"""How good are the features? k-NN, linear and attentive probes, few labels, fine-tuning, and whether they collapsed.
 
 Plain functions on tensors and modules, the same for every domain. What each measure does exactly is fixed by a frozen
 dataclass beside it, whose defaults are the protocol of all committed results:
@@ -6,6 +6,7 @@ dataclass beside it, whose defaults are the protocol of all committed results:
 * `KNN`: weighted nearest neighbours on cosine similarity;
 * `LinearProbe`: logistic regression on standardised frozen features;
 * `WeightedProbe`: the same on a learned weighted sum of layers;
+* `AttentiveProbe`: attention pooling of frozen tokens and a linear classifier, trained together;
 * `FewLabels`: the linear probe on a few labels;
 * `FineTuning` (in `unmask.core.evaluation.finetune`, which uses the training loop): the whole network, with layer-wise
   learning rates;
@@ -15,6 +16,7 @@ dataclass beside it, whose defaults are the protocol of all committed results:
 Every measure is fitted on the train split and chosen on the validation split; the test split is scored once.
 """
 
+from unmask.core.evaluation.attentive import AttentiveProbe, TokenSplit, attentive_probe
 from unmask.core.evaluation.features import FeatureSplit, Splits, extract, keyed_subset
 from unmask.core.evaluation.knn import KNN, knn_accuracy, knn_predict
 from unmask.core.evaluation.linear import FewLabels, LinearProbe, few_label_curve, linear_probe
@@ -24,11 +26,14 @@ from unmask.core.evaluation.weighted import WeightedProbe, weighted_probe
 
 __all__ = [
     "KNN",
+    "AttentiveProbe",
     "FeatureSplit",
     "FewLabels",
     "LinearProbe",
     "Splits",
+    "TokenSplit",
     "WeightedProbe",
+    "attentive_probe",
     "deviation",
     "extract",
     "few_label_curve",

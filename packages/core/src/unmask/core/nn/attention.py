@@ -199,16 +199,17 @@ class CrossAttention(nn.Module):
     Args:
         dim: width of both sequences.
         heads: must divide `dim`.
+        project: end with a linear layer over all heads; False leaves it out, as V-JEPA's attentive pooling does.
     """
 
     seen: list[Seen] | None = None  # what `watch` collects
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, project: bool = True) -> None:
         super().__init__()
         check_heads(dim, heads)
         self.heads = heads
         self.projq, self.projk, self.projv = (nn.Linear(dim, dim) for _ in range(3))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim) if project else nn.Identity()
 
     def forward(
         self,
