@@ -75,7 +75,8 @@ def test_every_verb_works_or_says_why_not(copy: Copy) -> None:
     copy.ok("embed", run, folder, "--out", "features.parquet")
     assert (copy.work / "features.parquet").stat().st_size > 1000
     assert "runs of letters are not exported" in copy.refused("export", run, "--out", "x")
-    assert "nothing for `unmask finetune`" in copy.refused("finetune", run, "--data", folder)
+    copy.ok("finetune", run, "--data", folder, "--out", "classifier", "--epochs", 1, "--quiet")
+    copy.ok("predict", "classifier", folder, "--out", "predicted.parquet")
     assert "does not generate; methods that do: none is installed" in copy.refused("generate", run, "--out", "x")
     copy.ok("train", "letters/masked_letters", "--init", run, "--steps", 2, "--out", "warm", "--quiet")
     nowhere = ["letters/masked_letters", "--data", "nowhere", "--out", "x"]

@@ -159,7 +159,7 @@ def test_latent_targets_of_a_split(copy: Copy) -> None:
     said = json.loads(copy.ok("train", "vision/latent", "--dry-run", "--json", "--out", "none"))
     assert said["estimate"]["tokens"] is None, "a split does not say how many tokens there are"
     copy.ok("report", run)
-    assert "draws no pictures" in (run / "report.html").read_text()
+    assert "What it hides" not in (run / "report.html").read_text(), "it has no `picture`, so no gallery"
     evaluated = json.loads(copy.ok("evaluate", run, "--quick", "--json"))
     assert set(evaluated["rows"]) == {"trained", "random", "pixels"}
 

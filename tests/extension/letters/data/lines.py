@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,13 @@ class Lines:
 
     def name_of(self, sample_id: int) -> str:
         return self._names[sample_id]
+
+    def view(self, rows: Tensor | slice = slice(None), *, seed: int = 0, augment: bool = False) -> Lines:
+        """Some lines of this split; nothing about them is random."""
+        chosen, index = copy.copy(self), torch.arange(len(self))[rows]
+        chosen.ids, chosen.labels = self.ids[index], self.labels[index]
+        chosen.lines = [self.lines[i] for i in index.tolist()]
+        return chosen
 
 
 def resolve(settings: Settings) -> Settings:
