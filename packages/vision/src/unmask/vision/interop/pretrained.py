@@ -47,7 +47,7 @@ def load(path: str | Path, device: str = "cpu") -> nn.Module:
         encoder = FineTunedEncoder(tuned.method, encoder_of(tuned.method), Preprocess.of_data(tuned.recipe.data))
     elif is_run(path):
         run = load_run(path, device=device)
-        encoder = run.method.encoder
+        encoder = encoder_of(run.method)
         encoder.preprocess = Preprocess.of_data(run.recipe.data)
     else:
         encoder = load_vitmae_directory(path).encoder.to(device)
