@@ -11,7 +11,8 @@ from typing import Any
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
-from unmask.core.interop.fine_tuned import TunedParts, is_fine_tuned, load_classifier
+from unmask.core.evaluation.finetune import load_tuned
+from unmask.core.interop.fine_tuned import TunedParts, is_fine_tuned
 from unmask.core.training.checkpoint import LoadedRun, load_run
 
 
@@ -91,7 +92,7 @@ def write_export(
 def _open(path: Path) -> Exported:
     if not is_fine_tuned(path):
         return Exported(load_run(path), path)
-    tuned = load_classifier(path)
+    tuned = load_tuned(path)
     parts = TunedParts(tuned.method)
     return Exported(LoadedRun(parts, tuned.recipe, tuned.step), path, parts.classes)
 

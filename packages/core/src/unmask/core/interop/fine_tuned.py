@@ -9,9 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.core.evaluation.finetune import load_tuned
 from unmask.core.method import encoder_of
-from unmask.core.training.checkpoint import LoadedRun
 from unmask.core.training.recipe import read_yaml
 
 
@@ -59,12 +57,3 @@ def is_fine_tuned(path: str | Path) -> bool:
     """Whether `path` is what `unmask finetune` wrote."""
     recipe = Path(path) / "recipe.yaml"
     return recipe.is_file() and read_yaml(recipe).get("finetune") is not None
-
-
-def load_classifier(path: str | Path, device: str = "cpu") -> LoadedRun:
-    """The classifier of a fine-tuned directory as its ``method``, in eval mode, with the recipe and the step.
-
-    Raises:
-        UnmaskError: it cannot be read.
-    """
-    return load_tuned(path, device)

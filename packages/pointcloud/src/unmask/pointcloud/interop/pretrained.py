@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.finetune import load_tuned
 from unmask.core.interop.directories import directory, is_run, read_config
-from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned, load_classifier
+from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned
 from unmask.core.interop.weights import State, check_fit, read_state
 from unmask.core.method import encoder_of
 from unmask.core.training.build import make_method
@@ -63,7 +64,7 @@ def load(path: str | Path, device: str = "cpu") -> CloudEncoder | FineTunedEncod
         UnmaskError: nothing of the kind is there.
     """
     if is_fine_tuned(path):
-        tuned = load_classifier(path, device)
+        tuned = load_tuned(path, device)
         parts: Any = encoder_of(tuned.method)
         encoder = CloudEncoder(parts.pillar_encoder, parts.encoder, tuned.recipe.data).to(device).eval()
         return FineTunedEncoder(tuned.method, encoder, encoder.preprocess)

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.finetune import load_tuned
 from unmask.core.interop.directories import directory, is_run, read_config
-from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned, load_classifier
+from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned
 from unmask.core.interop.weights import State, difference, read_state, some
 from unmask.core.masking import RandomMasking
 from unmask.core.method import encoder_of
@@ -43,7 +44,7 @@ def load(path: str | Path, device: str = "cpu") -> nn.Module:
     """
     encoder: Any
     if is_fine_tuned(path):
-        tuned = load_classifier(path, device)
+        tuned = load_tuned(path, device)
         encoder = FineTunedEncoder(tuned.method, encoder_of(tuned.method), Preprocess.of_data(tuned.recipe.data))
     elif is_run(path):
         run = load_run(path, device=device)
