@@ -94,6 +94,12 @@ class Dataset(Protocol):
 class Data(Protocol):
     """A data kind's module; `unmask.core.data` has what they share, and shows a whole one.
 
+    Optional, where the data depend on what the networks are, or a run needs more of them than its weights:
+
+    * ``for_networks(settings, networks) -> Settings``: what the networks (names and sources) decide of the data, before
+      `resolve`: a language model's tokenizer;
+    * ``keep(settings, folder)``: write into a run directory what using the run needs beside weights and recipe.
+
     Optional, for methods that generate:
 
     * ``write_samples(samples, settings, folder) -> list[Path]``: what a method's ``generate`` gives, as files that

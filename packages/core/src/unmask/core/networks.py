@@ -4,7 +4,7 @@ A method's module says which it needs, with one literal::
 
     NETWORKS = {"teacher": "the network whose features are the targets (timm or transformers)"}
 
-A recipe names each under ``networks`` (``unmask train METHOD --network teacher=DIR_OR_HUB_ID``); they are opened once
+``OPTIONAL_NETWORKS`` are such that a method can do without. A recipe names each under ``networks`` (``unmask train METHOD --network teacher=DIR_OR_HUB_ID``); they are opened once
 and handed to ``build(settings, data, networks)`` as a dict of `Network`. They arrive in eval mode and no parameter
 requires a gradient; `unmask.core.targets.FrozenTeacher` keeps one so when the method around it is put in train mode.
 
@@ -84,7 +84,7 @@ def open_network(source: str | Path) -> Network:
         NetworkError: nothing that can be opened is there.
     """
     text = str(source)
-    folder = _folder(text)
+    folder = network_folder(text)
     with torch.random.fork_rng(devices=[]):  # building a network draws initial weights
         kind, module, facts = _open(folder, text)
     module = module.requires_grad_(False).eval()
@@ -143,8 +143,12 @@ def frozen_names(method: nn.Module) -> set[str]:
 # ---- where it lies -------------------------------------------------------------------------------------------------
 
 
-def _folder(text: str) -> Path:
-    """The directory that a path or hub id stands for; a hub id's is downloaded."""
+def network_folder(text: str) -> Path:
+    """The directory that a path or hub id stands for; a hub id's is downloaded (no weights but safetensors, no code).
+
+    Raises:
+        NetworkError: there is none.
+    """
     path = Path(text).expanduser()
     if text.startswith(_HUB):
         return _download(text.removeprefix(_HUB))

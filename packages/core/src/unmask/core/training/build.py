@@ -53,6 +53,6 @@ def make_method(recipe: Recipe, networks: Mapping[str, Network] | None = None) -
         ValueError: the method refuses its settings.
     """
     module = registry.load(recipe.method)
-    if not hasattr(module, "NETWORKS"):
+    if not hasattr(module, "NETWORKS") and not hasattr(module, "OPTIONAL_NETWORKS"):
         return module.build(recipe.model, recipe.data)
     return module.build(recipe.model, recipe.data, open_networks(recipe)[1] if networks is None else dict(networks))

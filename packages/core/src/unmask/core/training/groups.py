@@ -5,7 +5,8 @@ A method may have ``param_groups() -> list`` of mappings with
 * ``params``: (name, parameter) pairs, names as `named_parameters` gives them;
 * ``lr_scale``: what the recipe's learning rate is multiplied by; 1 without it;
 * ``weight_decay``: of all these parameters, constant; without it or with None the recipe's on matrices and none on
-  vectors, biases and what `no_weight_decay` names.
+  vectors, biases and what `no_weight_decay` names;
+* ``decay_all``: True has the recipe's weight decay act on vectors and biases, too.
 
 Every trainable parameter is in exactly one of them. Layer-wise decay for fine-tuning is one group per layer, with
 ``lr_scale`` of ``0.75 ** (depth - layer)``.
@@ -47,12 +48,14 @@ def param_groups(method: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def _parts(group: dict[str, Any], exempt: set[str], weight_decay: float) -> list[dict[str, Any]]:
-    known = {"params", "lr_scale", "weight_decay"}
+    known = {"params", "lr_scale", "weight_decay", "decay_all"}
     if strange := sorted(set(group) - known):
         raise StartupError(f"param_groups: unknown key {strange[0]!r}; a group has {', '.join(sorted(known))}")
     named, scale, fixed = list(group["params"]), group.get("lr_scale", 1.0), group.get("weight_decay")
     if fixed is not None:
         return [{"params": named, "weight_decay": fixed, "lr_scale": scale, "follows": False}]
+    if group.get("decay_all"):
+        return [{"params": named, "weight_decay": weight_decay, "lr_scale": scale, "follows": True}]
     matrices = [(n, p) for n, p in named if decays(n, p, exempt)]
     others = [(n, p) for n, p in named if not decays(n, p, exempt)]
     return [

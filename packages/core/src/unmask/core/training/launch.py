@@ -134,6 +134,8 @@ def open_data(recipe: Recipe, say: Say = print) -> tuple[Recipe, Any, Any | None
     as it is what the training split has to say of itself (its optional ``notes(batch_size)``).
     """
     part = registry.data_kind(recipe.method)
+    if hasattr(part, "for_networks"):
+        recipe = replace(recipe, data=part.for_networks(recipe.data, {n: s.source for n, s in recipe.networks.items()}))
     recipe = replace(recipe, data=part.resolve(recipe.data))
     train_set = part.open_split(recipe.data, "train", seed=recipe.seed, augment=True)
     left_out = [": ".join(problem) for problem in getattr(train_set, "problems", ())]

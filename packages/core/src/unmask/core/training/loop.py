@@ -300,6 +300,9 @@ class Loop:
         world = self.fabric.world_size
         facts = {"device": str(self.fabric.device), "processes": world, "total_steps": self.total}
         self.run_dir.begin(self.recipe, self.step, facts, unfinished=self.step < self.total)
+        keep = getattr(registry.data_kind(self.recipe.method), "keep", None)
+        if keep is not None:
+            keep(self.recipe.data, self.run_dir.path)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 

@@ -399,17 +399,18 @@ def _top_level(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 def network_sources(module: types.ModuleType, raw: Mapping[str, Any], problems: list[str]) -> dict[str, NetworkSource]:
     """The section `networks`, held against what the method's module declares."""
     needed: dict[str, str] = getattr(module, "NETWORKS", {})
+    known = {**needed, **getattr(module, "OPTIONAL_NETWORKS", {})}
     given = raw.get("networks") or {}
     if not isinstance(given, Mapping):
         problems.append(f"networks: expected names and sources, got {given!r}")
         return {}
-    for name in given.keys() - needed.keys():
+    for name in given.keys() - known.keys():
         none = f"{name}: {raw['method']} uses no network from elsewhere; remove it"
-        problems.append(f"networks.{unknown_key(str(name), list(needed)) if needed else none}")
+        problems.append(f"networks.{unknown_key(str(name), list(known)) if known else none}")
     for name in needed.keys() - given.keys():
         problems.append(f"networks.{name}: missing: {needed[name]}. Give it with --network {name}=DIR_OR_HUB_ID")
     found = {}
-    for name in needed:
+    for name in known:
         if name in given:
             value = {"source": given[name]} if isinstance(given[name], str) else given[name]
             found[name] = section(f"networks.{name}", NetworkSource, value, problems)
@@ -420,7 +421,7 @@ def _build_problems(module: types.ModuleType, recipe: Recipe) -> list[str]:
     """What the method's `build` says against its settings, learnt without allocating its weights."""
     import torch
 
-    if hasattr(module, "NETWORKS"):
+    if recipe.networks:
         return []  # they are opened once, when the rest is known to be sound; the real build speaks for itself
     if hasattr(module, "planned"):
         try:
@@ -429,7 +430,7 @@ def _build_problems(module: types.ModuleType, recipe: Recipe) -> list[str]:
             return [f"stages: {error}"]
     try:
         with torch.device("meta"):
-            module.build(recipe.model, recipe.data)
+            module.build(recipe.model, recipe.data, *([{}] if hasattr(module, "OPTIONAL_NETWORKS") else []))
     except ValueError as error:
         return [f"model: {error}"]
     except (NotImplementedError, RuntimeError):

@@ -1,0 +1,39 @@
+"""Masked prediction for language.
+
+Importing this package is cheap; `load` brings in torch when it is first asked for::
+
+    import unmask.language
+
+    encoder = unmask.language.load("runs/meap")
+    features = encoder(encoder.preprocess(["Call me Ishmael.", "It was the best of times."])).pooled
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unmask.core.domain import Domain
+
+if TYPE_CHECKING:
+    from unmask.language.interop.pretrained import load as load
+
+__version__ = "0.1.0"
+__all__ = ["DOMAIN", "__version__", "load"]
+
+DOMAIN = Domain(
+    name="language",
+    samples="texts",
+    data={"texts": "unmask.language.data.texts"},
+    tasks={"language": "unmask.language.evaluation.language"},
+    pretrained="unmask.language.interop.pretrained",
+    sets="unmask.language.data.embedded.carriers",
+    checks="unmask.language.checks",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from unmask.language.interop.pretrained import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Text files, tokenizers, and the batches made of them."""

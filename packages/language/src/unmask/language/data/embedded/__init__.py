@@ -1,0 +1,1 @@
+"""Text that ships with the package, and sets that come by name."""

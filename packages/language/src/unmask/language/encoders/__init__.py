@@ -1,0 +1,1 @@
+"""Networks: any transformers language model, and what methods need of one."""

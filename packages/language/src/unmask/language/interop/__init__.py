@@ -1,0 +1,1 @@
+"""Reading and writing weights, and the tools that people already use."""

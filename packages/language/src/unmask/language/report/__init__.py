@@ -1,0 +1,1 @@
+"""What language adds to a run's page."""
