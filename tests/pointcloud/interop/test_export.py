@@ -22,6 +22,7 @@ import unmask.pointcloud
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.method import Clock
+from unmask.core.nn.ragged import segment_max, segment_mean
 from unmask.core.randomness import Key
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.loop import train
@@ -29,7 +30,7 @@ from unmask.core.training.recipe import make_recipe
 from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.data.clouds import open_split
 from unmask.pointcloud.data.readers import Cloud
-from unmask.pointcloud.geometry.voxels import segment_max, segment_mean, voxelise
+from unmask.pointcloud.geometry.voxels import voxelise
 from unmask.pointcloud.interop import convert
 from unmask.pointcloud.interop.export import export
 from unmask.pointcloud.interop.model import CloudEncoder

@@ -25,9 +25,10 @@ from unmask.pointcloud.data.augment import FeatureError, draw_turn, prepare, sub
 from unmask.pointcloud.data.batches import PointBatch, Sample, collate
 from unmask.pointcloud.data.embedded.carriers import CARRIERS
 from unmask.pointcloud.data.extent import choose_pillar, choose_range, holds_origin, inside
+from unmask.pointcloud.data.kind import CLOUDS, Source
 from unmask.pointcloud.data.readers import WIDTHS, Cloud
 from unmask.pointcloud.data.settings import Settings
-from unmask.pointcloud.data.sources import CLOUDS, Source, open_source
+from unmask.pointcloud.data.sources import open_source
 
 __all__ = [
     "CARRIERS",

@@ -16,6 +16,7 @@ points of earlier sweeps. The official lists of training and validation scenes a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -149,11 +150,10 @@ def _in(entry: str, wanted: Any) -> Callable[[dict[str, Any]], bool]:
 
 def _pose(row: dict[str, Any]) -> tuple[float, ...]:
     w, x, y, z = map(float, row["rotation"])
-    length = (w * w + x * x + y * y + z * z) ** 0.5
-    if not 0.99 < length < 1.01:
+    if not 0.99 < math.hypot(w, x, y, z) < 1.01:
         raise ValueError(f"{row['token']} has the rotation {row['rotation']}; expected a unit quaternion w, x, y, z")
     tx, ty, tz = map(float, row["translation"])
-    return w / length, x / length, y / length, z / length, tx, ty, tz
+    return w, x, y, z, tx, ty, tz
 
 
 def _lidarseg(folder: Path) -> tuple[dict[str, str], list[str] | None, Int64[np.ndarray, "256"]]:
@@ -167,18 +167,6 @@ def _lidarseg(folder: Path) -> tuple[dict[str, str], list[str] | None, Int64[np.
     for i, row in enumerate(categories):
         index[row["index"]] = i
     return files, [row["name"] for row in categories], index
-
-
-def rotation(quaternion: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "3 3"]:
-    """The rotation matrix of a unit quaternion (w, x, y, z)."""
-    w, x, y, z = quaternion
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
 
 class SweepReader:
@@ -210,9 +198,9 @@ class SweepReader:
             points = bin_rows(drives.root / drives.files[row], 5)
         if row != key:
             points = points[(np.abs(points[:, :2]) >= _NEAR).any(1)]
-        xyz = _move(points[:, :3].astype(np.float64), drives.mounts[row])
+        xyz = move(points[:, :3].astype(np.float64), drives.mounts[row])
         if row != key:
-            xyz = _move_back(_move(xyz, drives.poses[row]), drives.poses[key])
+            xyz = move(move(xyz, drives.poses[row]), drives.poses[key], back=True)
         seconds = 1e-6 * float(drives.times[key] - drives.times[row])
         return xyz, points[:, 3:4], np.full((len(points), 1), seconds, np.float32)
 
@@ -230,9 +218,11 @@ class SweepReader:
         return labels
 
 
-def _move(xyz: Float[np.ndarray, "points 3"], pose: Float64[np.ndarray, "7"]) -> Float64[np.ndarray, "points 3"]:
-    return xyz @ rotation(pose[:4]).T + pose[4:]
+def move(
+    xyz: Float[np.ndarray, "points 3"], pose: Float64[np.ndarray, "7"], back: bool = False
+) -> Float64[np.ndarray, "points 3"]:
+    """Points out of the frame that has this pose (quaternion w, x, y, z and translation), or `back` into it."""
+    from scipy.spatial.transform import Rotation
 
-
-def _move_back(xyz: Float[np.ndarray, "points 3"], pose: Float64[np.ndarray, "7"]) -> Float64[np.ndarray, "points 3"]:
-    return (xyz - pose[4:]) @ rotation(pose[:4])
+    rotation = Rotation.from_quat(pose[:4], scalar_first=True)
+    return rotation.apply(xyz - pose[4:], inverse=True) if back else rotation.apply(xyz) + pose[4:]

@@ -2,73 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from unmask.core.data import headers, shards, sources
 from unmask.core.data.carriers import cache_dir
 from unmask.core.data.folders import Place, suffix
-from unmask.core.data.kinds import CorruptSampleError, Kind, SourceError
+from unmask.core.data.kinds import SourceError
 from unmask.core.data.shards import Window
 from unmask.core.data.sources import sift, source_of_files, source_of_shards, take
 from unmask.core.errors import Problem
 from unmask.pointcloud.data import kitti, nuscenes
-from unmask.pointcloud.data.embedded.sets import EMBEDDED, load_embedded
+from unmask.pointcloud.data.embedded.carriers import EMBEDDED
+from unmask.pointcloud.data.embedded.sets import load_embedded
+from unmask.pointcloud.data.kind import CLOUDS, Source
 from unmask.pointcloud.data.las import LAS_CLASSES, index_points
-from unmask.pointcloud.data.readers import (
-    HEAD,
-    SUFFIXES,
-    Cloud,
-    bin_columns,
-    bin_complaint,
-    complaint,
-    has_rings,
-    read_cloud,
-    suffix_of,
-)
-
-
-def _examine(file: BinaryIO, name: str) -> dict[str, Any]:
-    """The size, and the suffix of what it is, which the names of shards' members do not tell."""
-    head = file.read(HEAD)
-    reason = complaint(head, suffix(name))
-    if reason:
-        raise CorruptSampleError(reason)
-    return {"size": file.seek(0, io.SEEK_END), "suffix": suffix(name) or suffix_of(head)}
-
-
-CLOUDS = Kind(
-    name="cloud",
-    suffixes=SUFFIXES,
-    examine=_examine,
-    expected="Give a folder of point clouds, of nuScenes tables or of .tar shards, or one of the embedded sets: "
-    + ", ".join(sorted(EMBEDDED)),
-    sets=tuple(EMBEDDED),
-    groups="scene or recording",
-)
-
-
-@dataclass(frozen=True)
-class Source(sources.Source):
-    """All clouds of a data set, whatever it is kept in.
-
-    Args:
-        point_classes: names of the classes of points, or None where the data have none. The labels of a cloud that is
-            read are indices into them, -1 where a point has none.
-    """
-
-    point_classes: list[str] | None = None
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there are labels to report on, of clouds or points."""
-        return self.labels is not None or self.point_classes is not None
+from unmask.pointcloud.data.readers import Cloud, bin_columns, bin_complaint, has_rings, read_cloud
 
 
 def open_source(source: str, corrupt: str, sweeps: int = 1) -> Source:
@@ -98,15 +51,7 @@ def open_source(source: str, corrupt: str, sweeps: int = 1) -> Source:
 
 @lru_cache(maxsize=2)
 def _embedded(name: str, cache: Path) -> Source:
-    found = load_embedded(name)
-    return Source(
-        found.names,
-        found.read,
-        found.labels,
-        found.classes,
-        codes=found.codes,
-        point_classes=found.point_classes,
-    )
+    return load_embedded(name)
 
 
 def _open_place(place: Place, sweeps: int) -> Source:

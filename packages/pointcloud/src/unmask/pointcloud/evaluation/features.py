@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.core.nn.ragged import segment_max, segment_mean
 from unmask.core.randomness import Key
 from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.encoders.window import PillarFeatures
-from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, neighbours, segment_max, segment_mean, voxelise
+from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, neighbours, voxelise
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 PAIRS = 512  # of points whose distances are counted, in every cloud

@@ -30,7 +30,7 @@ statistics of its start, which `evaluate` renews and `encode` does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -232,9 +232,11 @@ class GeoMAE(nn.Module):
         cells = {"low": 3 * low, "med": 3 * med, "top": 3, "low_occupancy": 2 * low, "med_occupancy": 2 * med}
         surface = {"normal": 3, "curvature": 3}
         weights = vars(self.settings.weights)
-        chosen = ({name: n for name, n in part.items() if weights[name] > 0} for part in (cells, surface))
-        of_cells, of_surface = chosen
-        return of_cells, of_surface
+
+        def weighted(part: dict[str, int]) -> dict[str, int]:
+            return {name: n for name, n in part.items() if weights[name] > 0}
+
+        return weighted(cells), weighted(surface)
 
     def draw(self, batch: PointBatch, clock: Clock, key: Key) -> GeoMAEPlan:
         """Cut the clouds into pillars and choose which are hidden. Costs host syncs for the numbers of both."""
@@ -260,9 +262,8 @@ class GeoMAE(nn.Module):
         """Encode the visible pillars, decode all, and predict the hidden ones."""
         tokens = self.pillar_encoder(batch.points, plan.voxels)  # [pillars, dim]
         latent = self.encoder(tokens[plan.visible], plan.seen)  # [visible, dim]
-        x = (
-            self.mask_token.to(latent.dtype).expand(len(tokens), -1).index_copy(0, plan.visible, latent)
-        )  # [pillars, dim]
+        hidden = self.mask_token.to(latent.dtype).expand(len(tokens), -1)
+        x = hidden.index_copy(0, plan.visible, latent)  # [pillars, dim]
 
         outputs: dict[str, Tensor] = {}
         for decoder, names in zip((self.cell_decoder, self.surface_decoder), self._outputs(), strict=True):
@@ -288,26 +289,22 @@ class GeoMAE(nn.Module):
 
         Centroids in cells that hold no points do not count; occupancy counts in all cells.
         """
-        predicted, target, weight = self.answers(batch, plan), self.target(batch, plan), self.settings.weights
+        predicted, target = self.answers(batch, plan), self.target(batch, plan)
+        normal_loss = l2 if self.settings.normal_loss == "plain" else unsigned_l2
+        scored: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor | None]] = {  # how, against what, where it counts
+            "low": (l2, target.low, target.low_occupied),  # of [hidden, low]
+            "med": (l2, target.med, target.med_occupied),  # of [hidden, med]
+            "top": (l2, target.top, None),  # of [hidden]
+            "low_occupancy": (occupancy_loss, target.low_occupied, None),  # of [hidden, low]
+            "med_occupancy": (occupancy_loss, target.med_occupied, None),  # of [hidden, med]
+            "normal": (normal_loss, target.normal, None),  # of [hidden]
+            "curvature": (l2, target.curvature, None),  # of [hidden]
+        }
+        weights = vars(self.settings.weights)
         terms = {}
-        if predicted.low is not None:
-            terms["low"] = mean_term(l2(predicted.low, target.low), target.low_occupied, weight.low)  # of [hidden, low]
-        if predicted.med is not None:
-            terms["med"] = mean_term(l2(predicted.med, target.med), target.med_occupied, weight.med)  # of [hidden, med]
-        if predicted.top is not None:
-            terms["top"] = mean_term(l2(predicted.top, target.top), weight=weight.top)  # of [hidden]
-        if predicted.low_occupancy is not None:
-            values = occupancy_loss(predicted.low_occupancy, target.low_occupied)  # [hidden, low]
-            terms["low_occupancy"] = mean_term(values, weight=weight.low_occupancy)
-        if predicted.med_occupancy is not None:
-            values = occupancy_loss(predicted.med_occupancy, target.med_occupied)  # [hidden, med]
-            terms["med_occupancy"] = mean_term(values, weight=weight.med_occupancy)
-        if predicted.normal is not None:
-            loss = l2 if self.settings.normal_loss == "plain" else unsigned_l2
-            terms["normal"] = mean_term(loss(predicted.normal, target.normal), weight=weight.normal)  # of [hidden]
-        if predicted.curvature is not None:
-            values = l2(predicted.curvature, target.curvature)  # [hidden]
-            terms["curvature"] = mean_term(values, weight=weight.curvature)
+        for name, (loss, aim, where) in scored.items():
+            if name in self.heads:
+                terms[name] = mean_term(loss(getattr(predicted, name), aim), where, weights[name])
         return Output(terms)
 
     def counts(self, batch: PointBatch, plan: GeoMAEPlan) -> dict[str, Tensor | float]:

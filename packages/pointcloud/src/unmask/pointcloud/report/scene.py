@@ -24,7 +24,7 @@ Limits = tuple[float, float, float, float]  # left, right, low and high end of w
 
 
 class Compared(NamedTuple):
-    """The same thing as it is and as a model answers it."""
+    """The same quantity as it is and as a model predicts it."""
 
     true: np.ndarray
     predicted: np.ndarray
@@ -54,6 +54,16 @@ class Scene:
     normals: Compared | None = None
     curvature: Compared | None = None
 
+    @property
+    def visible(self) -> Float[np.ndarray, "visible 3"]:
+        """The points in visible pillars."""
+        return self.points[self.pillar_of < 0]
+
+    @property
+    def middles(self) -> Float[np.ndarray, "hidden 2"]:
+        """The middle of every hidden pillar, x and y."""
+        return self.corners[:, :2] + np.array(self.pillar[:2]) / 2
+
 
 @dataclass(frozen=True)
 class View:
@@ -67,9 +77,9 @@ class View:
     axes: Float[np.ndarray, "3 3"]
     above: bool
 
-    def __call__(self, places: Float[np.ndarray, "*lead 3"]) -> Float[np.ndarray, "*lead 3"]:
-        """Right, up and depth (larger is nearer) of places."""
-        return places @ self.axes.T
+    def __call__(self, xyz: Float[np.ndarray, "*lead 3"]) -> Float[np.ndarray, "*lead 3"]:
+        """Right, up and depth (larger is nearer) of positions."""
+        return xyz @ self.axes.T
 
 
 ABOVE = View(np.eye(3), above=True)
@@ -98,10 +108,10 @@ def crop(scene: Scene, limits: Limits) -> Scene:
     """The part of a scene between `limits` (x from, x to, y from, y to): hidden pillars whose middle lies there."""
     low, high = np.array(limits[::2]), np.array(limits[1::2])
 
-    def inside(places: np.ndarray) -> np.ndarray:
-        return np.all((places[:, :2] >= low) & (places[:, :2] < high), axis=1)
+    def inside(xyz: np.ndarray) -> np.ndarray:
+        return np.all((xyz[:, :2] >= low) & (xyz[:, :2] < high), axis=1)
 
-    kept = inside(scene.corners[:, :2] + np.array(scene.pillar[:2]) / 2)
+    kept = inside(scene.middles)
     row = np.append(np.where(kept, kept.cumsum() - 1, -2), -1)  # -2: hidden, but not here
     points = inside(scene.points) & (row[scene.pillar_of] > -2)
 
@@ -124,8 +134,8 @@ def part_of(scene: Scene, whole: Limits) -> Limits:
     side = ZOOM * max(scene.pillar[:2])
     if max(whole[1] - whole[0], whole[3] - whole[2]) <= 1.25 * side:
         return whole
-    places = scene.points[:, :2]
-    x, y = places[np.linalg.norm(places - np.median(places, axis=0), axis=1).argmin()].tolist()
+    xy = scene.points[:, :2]
+    x, y = xy[np.linalg.norm(xy - np.median(xy, axis=0), axis=1).argmin()].tolist()
     left, right, low, high = whole
     return max(left, x - side / 2), min(right, x + side / 2), max(low, y - side / 2), min(high, y + side / 2)
 
@@ -172,14 +182,14 @@ def _heights(scene: Scene) -> tuple[Float[np.ndarray, "hidden"], Float[np.ndarra
 
 
 def discs(
-    scene: Scene, normals: Float[np.ndarray, "hidden 3"], in_the_middle: bool = False
+    scene: Scene, normals: Float[np.ndarray, "hidden 3"], centred: bool = False
 ) -> Float[np.ndarray, "hidden corners 3"]:
     """Discs nearly as wide as a pillar, at right angles to normals (level for a normal of length 0).
 
     Args:
         scene: whose hidden pillars the normals are of.
         normals: of either sign and any length.
-        in_the_middle: put each in the middle of its pillar, not at the mean of the points there.
+        centred: put each in the middle of its pillar, not at the mean of the points there.
     """
     size = np.linalg.norm(normals, axis=1, keepdims=True)
     unit = np.where(size > 1e-9, normals / np.maximum(size, 1e-9), [0.0, 0.0, 1.0])
@@ -187,10 +197,10 @@ def discs(
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)[:, None]
     ring = np.cos(angle) * u[:, None] + np.sin(angle) * np.cross(unit, u)[:, None]
-    places = _means(scene)
-    if in_the_middle:
-        places[:, :2] = scene.corners[:, :2] + np.array(scene.pillar[:2]) / 2
-    return places[:, None] + 0.46 * min(scene.pillar[:2]) * ring
+    centres = _means(scene)
+    if centred:
+        centres[:, :2] = scene.middles
+    return centres[:, None] + 0.46 * min(scene.pillar[:2]) * ring
 
 
 def _means(scene: Scene) -> Float[np.ndarray, "hidden 3"]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import tarfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,16 +176,13 @@ def families(numbers: Sequence[str], looks: Sequence[tuple[int, ...]]) -> list[s
     Returns:
         For each part a name of its family: the first base number in it.
     """
-    parent: dict[Hashable, Hashable] = {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(node: Hashable) -> Hashable:
-        while parent.setdefault(node, node) != node:
-            node = parent[node]
-        return node
-
-    for number, seen in zip(numbers, looks, strict=True):
-        parent[root(seen)] = root(number)
-    first: dict[Hashable, str] = {}
-    for number in sorted(numbers):
-        first.setdefault(root(number), number)
-    return [first[root(number)] for number in numbers]
+    names, number_of = np.unique(numbers, return_inverse=True)
+    _, look_of = np.unique(looks, axis=0, return_inverse=True)
+    nodes = len(names) + len(numbers)  # the numbers come first, then the looks
+    links = coo_array((np.ones(len(numbers)), (number_of, len(names) + look_of)), shape=(nodes, nodes))
+    _, family_of = connected_components(links, directed=False)
+    _, first = np.unique(family_of[: len(names)], return_index=True)
+    return names[first[family_of[number_of]]].tolist()

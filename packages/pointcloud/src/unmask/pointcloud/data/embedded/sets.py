@@ -46,14 +46,13 @@ A logistic regression on height, intensity and the spread of a point's 16 neares
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int8
+from jaxtyping import Int8
 from torch import Tensor
 
 from unmask.core.data.carriers import Archive, cache_dir, fetch, say
@@ -63,34 +62,11 @@ from unmask.core.progress import progress_bar
 from unmask.core.randomness import stable_id
 from unmask.pointcloud.data.embedded import airborne, ldraw, shapes
 from unmask.pointcloud.data.embedded.carriers import CARRIERS
+from unmask.pointcloud.data.kind import Source
 from unmask.pointcloud.data.readers import Cloud
 
 _FORMAT = 1  # raise when the decoding or the splits change, so that old cache entries are not used
 _PART_POINTS = 2_048
-EMBEDDED = frozenset({"ldraw", "lidar", "shapes"})
-
-
-@dataclass(frozen=True)
-class EmbeddedClouds:
-    """An embedded set.
-
-    Args:
-        names: one per cloud, ``set:name``.
-        labels: class indices of the clouds, or None.
-        codes: the split of each cloud; see `unmask.core.data.splits`.
-        classes: names of the clouds' classes, or None.
-        point_classes: names of the classes that the points' labels stand for, or None.
-        dropped: clouds left out because an equal one is there.
-        read: the cloud at an index; ready to be sent to a worker process.
-    """
-
-    names: list[str]
-    labels: Int[Tensor, "n"] | None
-    codes: Int8[Tensor, "n"]
-    classes: list[str] | None
-    point_classes: list[str] | None
-    dropped: int
-    read: Callable[[int], Cloud]
 
 
 @dataclass
@@ -124,28 +100,27 @@ class _Stored:
         return Cloud(xyz, features, None if labels is None else labels.astype(np.int64))
 
 
-def load_embedded(name: str) -> EmbeddedClouds:
+def load_embedded(name: str) -> Source:
     """An embedded set; where it is not made when it is read, it is fetched and decoded on first use, then cached.
 
     Args:
-        name: one of EMBEDDED.
+        name: one of `unmask.pointcloud.data.embedded.carriers.EMBEDDED`.
 
     Raises:
         CarrierError: it cannot be fetched, or its archive is not what was published.
     """
     if name == "shapes":
         return _shapes()
-    place = cache_dir() / "clouds" / f"{CARRIERS[name].key}-v{_FORMAT}"
-    about = stored(place, lambda folder: _build(name, folder))
-    arrays = sorted(path.stem for path in (place / "arrays").iterdir() if path.stem != "offsets")
-    return EmbeddedClouds(
+    folder = cache_dir() / "clouds" / f"{CARRIERS[name].key}-v{_FORMAT}"
+    about = stored(folder, lambda new: _build(name, new))
+    arrays = sorted(path.stem for path in (folder / "arrays").iterdir() if path.stem != "offsets")
+    return Source(
         about["names"],
+        _Stored(Ragged(folder / "arrays", tuple(arrays))),
         torch.tensor(about["labels"]) if about["classes"] else None,
-        torch.tensor(about["codes"], dtype=torch.int8),
         about["classes"],
-        about["point_classes"],
-        about["dropped"],
-        _Stored(Ragged(place / "arrays", tuple(arrays))),
+        codes=torch.tensor(about["codes"], dtype=torch.int8),
+        point_classes=about["point_classes"],
     )
 
 
@@ -217,11 +192,11 @@ def _decode_lidar(path: Path) -> _Decoded:
     return found
 
 
-def _shapes() -> EmbeddedClouds:
+def _shapes() -> Source:
     labels = torch.arange(len(shapes.CLASSES)).repeat_interleave(shapes.PER_CLASS)
     names = [f"shapes:{shapes.CLASSES[label]}-{i % shapes.PER_CLASS}" for i, label in enumerate(labels.tolist())]
     codes = assign(torch.tensor([stable_id(name) for name in names]), labels, None, 0.1, 0.2)
-    return EmbeddedClouds(names, labels, codes, list(shapes.CLASSES), list(shapes.POINT_CLASSES), 0, _shape)
+    return Source(names, _shape, labels, list(shapes.CLASSES), codes=codes, point_classes=list(shapes.POINT_CLASSES))
 
 
 def _shape(index: int) -> Cloud:
