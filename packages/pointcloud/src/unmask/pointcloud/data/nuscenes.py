@@ -21,18 +21,26 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from unmask.core.data.kinds import CorruptSampleError, SourceError, naming
-from unmask.pointcloud.data.readers import Cloud, bin_rows, clean
+from unmask.core.data.kinds import SourceError, naming
+from unmask.pointcloud.data.readers import Cloud, bin_rows, clean, read_numbers
 
 _CHANNEL = "LIDAR_TOP"
 _NEAR = 1.0  # metres
 _TABLES = ("sensor", "calibrated_sensor", "sample_data", "ego_pose", "sample", "scene")
 _NOISE = "noise"
+
+
+class Frame(NamedTuple):
+    """A key frame: its row among the sweeps, its scene, and the file of its point classes, if it has one."""
+
+    row: int
+    scene: str
+    labels: str | None
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,9 @@ class Drives:
         previous: the row of the sweep before each, -1 at a scene's start.
         mounts: sensor to vehicle, of each sweep: quaternion (w, x, y, z) and translation in metres.
         poses: vehicle to map, of each sweep, likewise.
-        keys: rows of the key frames.
-        scenes: the scene of each key frame.
-        labels: the file of each key frame's point classes, None where it has none.
+        frames: the key frames, by file name.
         point_classes: names of the point classes, or None.
-        index: class index of each number in those files, -1 for noise and for what no class has.
+        index: class index of each number in the files of labels, -1 for noise and for what no class has.
     """
 
     root: Path
@@ -59,16 +65,14 @@ class Drives:
     previous: Int64[np.ndarray, "sweeps"]
     mounts: Float64[np.ndarray, "sweeps 7"]
     poses: Float64[np.ndarray, "sweeps 7"]
-    keys: list[int]
-    scenes: list[str]
-    labels: list[str | None]
+    frames: list[Frame]
     point_classes: list[str] | None
     index: Int64[np.ndarray, "256"]
 
     @property
     def names(self) -> list[str]:
         """The files of the key frames."""
-        return [self.files[key] for key in self.keys]
+        return [self.files[frame.row] for frame in self.frames]
 
 
 def find(root: Path) -> Path | None:
@@ -79,11 +83,11 @@ def find(root: Path) -> Path | None:
     """
     if (root / "sample_data.json").is_file():
         return root
-    found = sorted(folder for folder in root.glob("v1.0-*") if (folder / "sample_data.json").is_file())
-    if len(found) > 1:
-        names = ", ".join(folder.name for folder in found)
-        raise SourceError(f"{root} holds the tables {names}; give one of them, for example {found[0]}")
-    return found[0] if found else None
+    folders = sorted(folder for folder in root.glob("v1.0-*") if (folder / "sample_data.json").is_file())
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise SourceError(f"{root} holds the tables {names}; give one of them, for example {folders[0]}")
+    return folders[0] if folders else None
 
 
 def open_drives(folder: Path) -> Drives:
@@ -113,9 +117,12 @@ def _join(folder: Path) -> Drives:
     rows = {row["token"]: i for i, row in enumerate(sweeps)}
     samples = {row["token"]: row["scene_token"] for row in _table(folder, "sample")}
     scenes = {row["token"]: row["name"] for row in _table(folder, "scene")}
-    keys = [i for i, row in enumerate(sweeps) if row["is_key_frame"]]
-    keys.sort(key=lambda i: sweeps[i]["filename"])
     labels, point_classes, index = _lidarseg(folder)
+    frames = [
+        Frame(i, scenes[samples[row["sample_token"]]], labels.get(row["token"]))
+        for i, row in sorted(enumerate(sweeps), key=lambda numbered: numbered[1]["filename"])
+        if row["is_key_frame"]
+    ]
     return Drives(
         folder.parent,
         [row["filename"] for row in sweeps],
@@ -123,9 +130,7 @@ def _join(folder: Path) -> Drives:
         np.array([rows[row["prev"]] if row["prev"] else -1 for row in sweeps], np.int64),
         np.array([mounts[row["calibrated_sensor_token"]] for row in sweeps]),
         np.array([poses[row["ego_pose_token"]] for row in sweeps]),
-        keys,
-        [scenes[samples[sweeps[i]["sample_token"]]] for i in keys],
-        [labels.get(sweeps[i]["token"]) for i in keys],
+        frames,
         point_classes,
         index,
     )
@@ -144,8 +149,8 @@ def _table(folder: Path, name: str, keep: Callable[[dict[str, Any]], bool] | Non
     return [row for row in rows if row is not None]
 
 
-def _in(entry: str, wanted: Any) -> Callable[[dict[str, Any]], bool]:
-    return lambda row: row[entry] in wanted
+def _in(column: str, wanted: Any) -> Callable[[dict[str, Any]], bool]:
+    return lambda row: row[column] in wanted
 
 
 def _pose(row: dict[str, Any]) -> tuple[float, ...]:
@@ -176,12 +181,11 @@ class SweepReader:
         self.drives, self.sweeps = drives, sweeps
 
     def __call__(self, index: int) -> Cloud:
-        drives = self.drives
-        key = drives.keys[index]
-        with naming(drives.files[key]):
-            parts = [self._sweep(row, key) for row in self._earlier(key)]
+        frame = self.drives.frames[index]
+        with naming(self.drives.files[frame.row]):
+            parts = [self._sweep(row, frame.row) for row in self._earlier(frame.row)]
             xyz, intensity, time = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            labels = self._labels(index, len(parts[0][0]), len(xyz))
+            labels = self._labels(frame, len(parts[0][0]), len(xyz))
             return clean(xyz, {"intensity": intensity, "time": time}, labels)
 
     def _earlier(self, key: int) -> list[int]:
@@ -204,16 +208,13 @@ class SweepReader:
         seconds = 1e-6 * float(drives.times[key] - drives.times[row])
         return xyz, points[:, 3:4], np.full((len(points), 1), seconds, np.float32)
 
-    def _labels(self, index: int, own: int, points: int) -> Int64[np.ndarray, "points"] | None:
+    def _labels(self, frame: Frame, own: int, points: int) -> Int64[np.ndarray, "points"] | None:
         """Class indices: those of the key frame's own points, then -1."""
         if self.drives.point_classes is None:
             return None
         labels = np.full(points, -1, np.int64)
-        file = self.drives.labels[index]
-        if file is not None:
-            numbers = np.fromfile(self.drives.root / file, np.uint8)
-            if len(numbers) != own:
-                raise CorruptSampleError(f"{file} has {len(numbers)} labels for {own} points")
+        if frame.labels is not None:
+            numbers = read_numbers(self.drives.root / frame.labels, frame.labels, "u1", own)
             labels[:own] = self.drives.index[numbers]
         return labels
 

@@ -14,7 +14,7 @@ from unmask.core.data.carriers import cache_dir
 from unmask.core.data.folders import Place, suffix
 from unmask.core.data.kinds import SourceError
 from unmask.core.data.shards import Window
-from unmask.core.data.sources import sift, source_of_files, source_of_shards, take
+from unmask.core.data.sources import FileReader, sift, source_of_files, source_of_shards, take
 from unmask.core.errors import Problem
 from unmask.pointcloud.data import kitti, nuscenes
 from unmask.pointcloud.data.embedded.carriers import EMBEDDED
@@ -37,16 +37,16 @@ def open_source(source: str, corrupt: str, sweeps: int = 1) -> Source:
             how the sensor moved.
     """
     if source in EMBEDDED:
-        found = _embedded(source, cache_dir())
+        opened = _embedded(source, cache_dir())
     else:
         opener = partial(_open_place, sweeps=sweeps)
-        found = sources.open_source(source, CLOUDS, opener, corrupt=corrupt, options=(sweeps,))
-    if sweeps > 1 and not isinstance(found.read, nuscenes.SweepReader):
+        opened = sources.open_source(source, CLOUDS, opener, corrupt=corrupt, options=(sweeps,))
+    if sweeps > 1 and not isinstance(opened.read, nuscenes.SweepReader):
         raise SourceError(
             f"{source}: data.sweeps={sweeps} needs poses of the vehicle, which are read from nuScenes' tables only; "
             "set data.sweeps=1"
         )
-    return found
+    return opened
 
 
 @lru_cache(maxsize=2)
@@ -61,7 +61,7 @@ def _open_place(place: Place, sweeps: int) -> Source:
     pack, names = place.pick(CLOUDS)
     if pack:
         return _open_shards(place, names)
-    layout = kitti.describe(names, set(place.files))
+    layout = kitti.layout_of(names, set(place.files))
     return _open_folder(place.root, names) if layout is None else _open_kitti(place.root, layout)
 
 
@@ -93,7 +93,7 @@ def _open_kitti(root: Path, layout: kitti.Layout) -> Source:
     names = take(layout.names, good)
     return Source(
         names,
-        kitti.KittiReader(root, names, layout.labelled),
+        FileReader(root, names, partial(kitti.read_sweep, layout.labelled)),
         given=None if layout.given is None else take(layout.given, good),
         groups=None if layout.groups is None else take(layout.groups, good),
         problems=problems,
@@ -106,27 +106,24 @@ def _open_nuscenes(place: Place, tables: Path, sweeps: int) -> Source:
     drives = nuscenes.open_drives(tables)
     place.watch(drives.names, drives.root)
     good, problems, _ = _examine_files(drives.root, drives.names)
-    kept = replace(
-        drives, keys=take(drives.keys, good), scenes=take(drives.scenes, good), labels=take(drives.labels, good)
-    )
-    reader = nuscenes.SweepReader(kept, sweeps)
-    return Source(kept.names, reader, groups=kept.scenes, problems=problems, point_classes=kept.point_classes)
+    kept = replace(drives, frames=take(drives.frames, good))
+    reader, scenes = nuscenes.SweepReader(kept, sweeps), [frame.scene for frame in kept.frames]
+    return Source(kept.names, reader, groups=scenes, problems=problems, point_classes=kept.point_classes)
 
 
 def _open_shards(place: Place, names: list[str]) -> Source:
     members, problems = shards.index_all(place, names, CLOUDS)
-    kinds = Counter(member.facts["suffix"] for member in members)
-    kind = max(kinds, key=lambda kind: kinds[kind], default=".bin")
-    others = [m for m in members if m.facts["suffix"] != kind]
-    problems += tuple(Problem(m.name, f"not a {kind} file, as most are") for m in others)
-    members = [member for member in members if member.facts["suffix"] == kind]
-    decode = partial(_read_member, kind, bin_columns([member.size for member in members]))
-    points = LAS_CLASSES if kind in (".las", ".laz") else None
+    suffixes = Counter(member.facts["suffix"] for member in members)
+    most = max(suffixes, key=lambda suffix: suffixes[suffix], default=".bin")
+    problems += tuple(Problem(m.name, f"not a {most} file, as most are") for m in members if m.facts["suffix"] != most)
+    members = [member for member in members if member.facts["suffix"] == most]
+    decode = partial(_read_member, most, bin_columns([member.size for member in members]))
+    points = LAS_CLASSES if most in (".las", ".laz") else None
     return source_of_shards(Source, place.root, members, problems, decode, point_classes=points)
 
 
-def _read_member(kind: str, columns: int | None, file: Window, name: str) -> Cloud:
-    with tempfile.NamedTemporaryFile(suffix=kind) as copy:  # open3d wants a file of its own
+def _read_member(suffix: str, columns: int | None, file: Window, name: str) -> Cloud:
+    with tempfile.NamedTemporaryFile(suffix=suffix) as copy:  # open3d wants a file of its own
         copy.write(file.read_bytes())
         copy.flush()
         return index_points(read_cloud(copy.name, columns, name))

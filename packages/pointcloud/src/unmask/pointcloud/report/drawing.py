@@ -46,7 +46,7 @@ def normal_colours(normals: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"
     return (squares / np.maximum(squares.sum(1, keepdims=True), 1e-12)) @ DIRECTIONS
 
 
-# ---- the figure -----------------------------------------------------------------------------------------------------
+# ---- the figure ----------------------------------------------------------------------------------------------------
 
 Colours = Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n 4"]]
 
@@ -311,7 +311,7 @@ def _bar(words: str, scale: Scale) -> Any:
     return HPacker(children=parts, align="center", pad=0, sep=4)
 
 
-# ---- scales ---------------------------------------------------------------------------------------------------------
+# ---- scales --------------------------------------------------------------------------------------------------------
 
 
 def _marker_size(points: int) -> float:

@@ -61,16 +61,11 @@ class Scan:
     axis: int
 
 
+_FOLDER = "laspy-2.7.0/tests/data"
 SCANS = (
-    Scan("france", "laspy-2.7.0/tests/data/append-bug.laz", 1.0, 8.0, axis=1),
-    Scan(
-        "nebraska",
-        "laspy-2.7.0/tests/data/file_with_both_wkt_and_geotiff_vlrs.las",
-        _SURVEY_FOOT,
-        10 * _SURVEY_FOOT,
-        axis=0,
-    ),
-    Scan("oregon", "laspy-2.7.0/tests/data/autzen_trim.laz", _FOOT, 20.0, axis=0),
+    Scan("france", f"{_FOLDER}/append-bug.laz", 1.0, 8.0, axis=1),
+    Scan("nebraska", f"{_FOLDER}/file_with_both_wkt_and_geotiff_vlrs.las", _SURVEY_FOOT, 10 * _SURVEY_FOOT, axis=0),
+    Scan("oregon", f"{_FOLDER}/autzen_trim.laz", _FOOT, 20.0, axis=0),
 )
 
 
@@ -79,7 +74,7 @@ class Tile:
     """A square of a scan.
 
     Args:
-        name: the scan's, and the tile's place in it.
+        name: the scan's, and the tile's column and row in it.
         xyz: metres from the middle of the square and from the lowest point.
         intensity: 0..1.
         labels: of the points, in POINT_CLASSES, or -1.
@@ -105,15 +100,14 @@ def tiles(scan: Scan, content: bytes) -> Iterator[Tile]:
     """
     xyz, intensity, labels = _read(scan, content)
     corner = xyz[:, :2].min(0)
-    places, tile_of, sizes = np.unique(
-        (xyz[:, :2] - corner) // scan.side, axis=0, return_inverse=True, return_counts=True
-    )
+    squares = (xyz[:, :2] - corner) // scan.side  # column and row
+    cells, tile_of, sizes = np.unique(squares, axis=0, return_inverse=True, return_counts=True)
     members = np.split(tile_of.argsort(kind="stable"), sizes.cumsum()[:-1])
     kept = np.flatnonzero(sizes >= _FEWEST)
-    for tile, code in zip(kept, areas(places[kept, scan.axis]), strict=True):
-        rows, place = members[tile], places[tile]
-        origin = [*(corner + (place + 0.5) * scan.side), xyz[rows, 2].min()]
-        name = f"{scan.name}/{place[0]:.0f}-{place[1]:.0f}"
+    for tile, code in zip(kept, areas(cells[kept, scan.axis]), strict=True):
+        rows, cell = members[tile], cells[tile]
+        origin = [*(corner + (cell + 0.5) * scan.side), xyz[rows, 2].min()]
+        name = f"{scan.name}/{cell[0]:.0f}-{cell[1]:.0f}"
         yield Tile(name, xyz[rows] - origin, intensity[rows], labels[rows], int(code))
 
 
