@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from unmask.core.data.kinds import SourceError
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import SampleKey
 from unmask.pointcloud.data.augment import FeatureError, draw_turn, normalise
 from unmask.pointcloud.data.batches import PointBatch
-from unmask.pointcloud.data.clouds import PointClouds, Settings, SourceError, collate, open_split, resolve
+from unmask.pointcloud.data.clouds import PointClouds, Settings, collate, open_split, resolve
 from unmask.pointcloud.data.extent import choose_pillar, choose_range, holds_origin, inside
 from unmask.pointcloud.data.readers import Cloud
 from unmask.pointcloud.data.sources import Source

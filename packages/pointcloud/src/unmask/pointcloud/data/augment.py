@@ -124,20 +124,17 @@ def _feature(cloud: Cloud, feature: str, name: str) -> Float[np.ndarray, "points
 
 def subset(
     points: Float[np.ndarray, "points channels"], settings: Settings, key: Key
-) -> Int[np.ndarray, "kept"] | None:
-    """Rows to keep, in order, of a cloud with more than ``max_points``: a random choice of those in the range.
+) -> Int[np.ndarray, "kept"] | slice:
+    """Rows to keep, in order: of a cloud with more than ``max_points`` a random choice of those in the range, else all.
 
     Args:
         points: prepared, and augmented if they are to be.
         settings: with the range and ``max_points``.
         key: of this one cloud.
-
-    Returns:
-        The rows; None where all points are kept.
     """
     most = settings.max_points
     if most is None or len(points) <= most:
-        return None
+        return slice(None)
     rows = inside(points, settings.range).nonzero()[0]
     if len(rows) > most:
         rows = np.sort(rows[key.stream(_SUBSET).permutation(len(rows))[0, :most].numpy()])

@@ -44,19 +44,12 @@ _SEQUENCE = re.compile(r"(?:.*/)?sequences/(\d\d)$")
 
 @dataclass(frozen=True)
 class Layout:
-    """What the paths of KITTI's sweeps say about them.
-
-    Args:
-        names: the sweeps, as paths below the folder.
-        groups: the recording of each, or None for the object benchmark, which does not tell.
-        given: the official split of each, None where there is none.
-        labelled: whether any sweep has a .label file.
-    """
+    """What the paths of KITTI's sweeps below a folder say about them."""
 
     names: list[str]
-    groups: list[str] | None
-    given: list[int | None] | None
-    labelled: bool
+    groups: list[str] | None  # the recording of each; None for the object benchmark, which does not tell
+    given: list[int | None] | None  # the official split of each
+    labelled: bool  # whether any sweep has a .label file
 
 
 def layout_of(names: Sequence[str], files: set[str]) -> Layout | None:
@@ -71,17 +64,13 @@ def layout_of(names: Sequence[str], files: set[str]) -> Layout | None:
         return None
     sweeps, recordings = list(recording_of), list(recording_of.values())
     given = [_official(recording) for recording in recordings]
-    benchmark = all(_folder(recording) in ("training", "testing") for recording in recordings)
+    benchmark = all(PurePosixPath(recording).name in ("training", "testing") for recording in recordings)
     labelled = any(str(_label_file(PurePosixPath(name))) in files for name in sweeps)
     return Layout(sweeps, None if benchmark else recordings, given if any(given) else None, labelled)
 
 
-def _folder(recording: str) -> str:
-    return recording.rpartition("/")[2]
-
-
 def _official(recording: str) -> int | None:
-    if _folder(recording) == "testing":
+    if PurePosixPath(recording).name == "testing":
         return TEST
     sequence = _SEQUENCE.match(recording)
     if sequence is None or int(sequence[1]) > 21:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,29 +45,17 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Drives:
-    """All lidar sweeps of a set, and which of them are key frames.
+    """All lidar sweeps of a set, and which of them are key frames. Poses are quaternions (w, x, y, z) and metres."""
 
-    Args:
-        root: the folder that file names are relative to.
-        files: of the sweeps.
-        times: of the sweeps, in microseconds.
-        previous: the row of the sweep before each, -1 at a scene's start.
-        mounts: sensor to vehicle, of each sweep: quaternion (w, x, y, z) and translation in metres.
-        poses: vehicle to map, of each sweep, likewise.
-        frames: the key frames, by file name.
-        point_classes: names of the point classes, or None.
-        index: class index of each number in the files of labels, -1 for noise and for what no class has.
-    """
-
-    root: Path
+    root: Path  # the folder that file names are relative to
     files: list[str]
-    times: Int64[np.ndarray, "sweeps"]
-    previous: Int64[np.ndarray, "sweeps"]
-    mounts: Float64[np.ndarray, "sweeps 7"]
-    poses: Float64[np.ndarray, "sweeps 7"]
-    frames: list[Frame]
+    times: Int64[np.ndarray, "sweeps"]  # microseconds
+    previous: Int64[np.ndarray, "sweeps"]  # the row of the sweep before each, -1 at a scene's start
+    mounts: Float64[np.ndarray, "sweeps 7"]  # sensor to vehicle
+    poses: Float64[np.ndarray, "sweeps 7"]  # vehicle to map
+    frames: list[Frame]  # the key frames, by file name
     point_classes: list[str] | None
-    index: Int64[np.ndarray, "256"]
+    index: Int64[np.ndarray, "256"]  # class index of each number in the files of labels; -1 for noise and unused ones
 
     @property
     def names(self) -> list[str]:
@@ -108,12 +96,12 @@ def open_drives(folder: Path) -> Drives:
 
 def _join(folder: Path) -> Drives:
     lidars = {row["token"] for row in _table(folder, "sensor") if row["channel"] == _CHANNEL}
-    mounts = {row["token"]: _pose(row) for row in _table(folder, "calibrated_sensor", _in("sensor_token", lidars))}
-    sweeps = _table(folder, "sample_data", _in("calibrated_sensor_token", mounts))
+    mounts = {row["token"]: _pose(row) for row in _table(folder, "calibrated_sensor", "sensor_token", lidars)}
+    sweeps = _table(folder, "sample_data", "calibrated_sensor_token", mounts)
     if not sweeps:
         raise SourceError(f"{folder}: no sweeps of {_CHANNEL} in the tables")
     wanted = {row["ego_pose_token"] for row in sweeps}
-    poses = {row["token"]: _pose(row) for row in _table(folder, "ego_pose", _in("token", wanted))}
+    poses = {row["token"]: _pose(row) for row in _table(folder, "ego_pose", "token", wanted)}
     rows = {row["token"]: i for i, row in enumerate(sweeps)}
     samples = {row["token"]: row["scene_token"] for row in _table(folder, "sample")}
     scenes = {row["token"]: row["name"] for row in _table(folder, "scene")}
@@ -136,21 +124,24 @@ def _join(folder: Path) -> Drives:
     )
 
 
-def _table(folder: Path, name: str, keep: Callable[[dict[str, Any]], bool] | None = None) -> list[dict[str, Any]]:
-    """The rows of a table. What is not kept is forgotten while it is parsed: those of the cameras are most of it."""
+def _table(folder: Path, name: str, column: str = "", wanted: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a table, where a column is named only those with a wanted value there.
+
+    The others are forgotten while it is parsed: those of the cameras are most of it.
+    """
+
+    def keep(row: dict[str, Any]) -> dict[str, Any] | None:
+        return row if not column or row[column] in wanted else None
+
     path = folder / f"{name}.json"
     try:
         with path.open(encoding="utf-8") as file:
-            rows = json.load(file, object_hook=None if keep is None else lambda row: row if keep(row) else None)
+            rows = json.load(file, object_hook=keep)
     except FileNotFoundError as error:
         raise SourceError(f"{folder} has no {path.name}; nuScenes' tables are {', '.join(_TABLES)} (.json)") from error
     except ValueError as error:
         raise SourceError(f"{path}: not json ({error})") from error
     return [row for row in rows if row is not None]
-
-
-def _in(column: str, wanted: Any) -> Callable[[dict[str, Any]], bool]:
-    return lambda row: row[column] in wanted
 
 
 def _pose(row: dict[str, Any]) -> tuple[float, ...]:

@@ -69,12 +69,12 @@ def _examine_files(
     root: Path, names: Sequence[str], columns: int | None = None
 ) -> tuple[list[int], tuple[Problem, ...], int | None]:
     """Which files can be clouds, what is wrong with the others, and the columns of .bin files not called .pcd.bin."""
-    found = headers.scan(root, names, CLOUDS)
-    sizes = {i: facts["size"] for i, facts in enumerate(found) if isinstance(facts, dict) and facts["suffix"] == ".bin"}
+    facts = headers.scan(root, names, CLOUDS)
+    sizes = {i: known["size"] for i, known in enumerate(facts) if isinstance(known, dict) and known["suffix"] == ".bin"}
     columns = columns or bin_columns([size for i, size in sizes.items() if not has_rings(names[i])])
     for i, size in sizes.items():
-        found[i] = bin_complaint(size, 5 if has_rings(names[i]) else columns) or found[i]
-    return (*sift(names, found), columns)
+        facts[i] = bin_complaint(size, 5 if has_rings(names[i]) else columns) or facts[i]
+    return (*sift(names, facts), columns)
 
 
 def _open_folder(root: Path, names: list[str]) -> Source:

@@ -62,21 +62,13 @@ class NoPointLabels(UnmaskError):
 
 @dataclass(frozen=True)
 class Reading:
-    """How the clouds of all splits are read.
+    """How the clouds of all splits are read."""
 
-    Args:
-        grid: the encoder's pillars.
-        device: where to compute.
-        batch_size: clouds per forward pass.
-        workers: data loading processes.
-        seed: of the choice of clouds and points.
-    """
-
-    grid: VoxelGrid
+    grid: VoxelGrid  # the encoder's pillars
     device: torch.device
-    batch_size: int
-    workers: int = 0
-    seed: int = 0
+    batch_size: int  # clouds per forward pass
+    workers: int = 0  # data loading processes
+    seed: int = 0  # of the choice of clouds and points
 
 
 def dense_probe(
@@ -137,7 +129,7 @@ def _sample(
 ) -> Positions:
     rank = Key.of(reading.seed, clouds.ids).stream("probed clouds").bits(1)[:, 0]
     index = rank.argsort()[:most_clouds].sort().values
-    found: Positions | None = None
+    sample: Positions | None = None
     with progress_bar(f"points, {split}", len(index)) as advance:
         for batch, voxels in _batches(clouds, index, reading, advance):
             chosen = _chosen(batch, voxels, most, reading.seed)
@@ -147,10 +139,10 @@ def _sample(
                 values, row = read(batch, voxels)
                 x[name] = values[row[chosen]].float()
             new = Positions(_labels(batch)[points], _ranks(batch, reading.seed)[points], x)
-            found = new if found is None else (found + new).smallest(most)
-    if found is None or not len(found.y):
+            sample = new if sample is None else (sample + new).smallest(most)
+    if sample is None or not len(sample.y):
         raise NoPointLabels(f"none of {len(index)} {split} clouds has a labelled point inside data.range")
-    return found
+    return sample
 
 
 def _chosen(batch: PointBatch, voxels: Voxels, most: int, seed: int) -> Int[Tensor, "n"]:

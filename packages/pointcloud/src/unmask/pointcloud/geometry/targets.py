@@ -54,19 +54,12 @@ class GeometryTargets:
 
 @dataclass(frozen=True)
 class _Centroids:
-    """The centres of mass of one level's occupied cells, ordered by pillar and slot.
-
-    Args:
-        pillar: the pillar of each cell.
-        slot: its index in the pillar.
-        count: points inside.
-        position: centre of mass z, y, x, from the pillar's lower corner and in finest cells.
-    """
+    """The centres of mass of one level's occupied cells, ordered by pillar and slot."""
 
     pillar: Int[Tensor, "cells"]
-    slot: Int[Tensor, "cells"]
-    count: Float[Tensor, "cells"]
-    position: Float[Tensor, "cells 3"]
+    slot: Int[Tensor, "cells"]  # index in the pillar
+    count: Float[Tensor, "cells"]  # points inside
+    position: Float[Tensor, "cells 3"]  # z, y, x from the pillar's lower corner, in finest cells
 
     def merged(self, slot: Int[Tensor, "cells"], slots: int) -> _Centroids:
         """The centres of mass of larger cells: `slot` is that of each cell, of `slots` per pillar."""
@@ -131,13 +124,8 @@ def _table(
 ) -> tuple[Float[Tensor, "rows slots 3"], Bool[Tensor, "rows slots"]]:
     """Centres of mass from the corner of their own cell and in units of it, and which cells have one.
 
-    Args:
-        centroids: of one level.
-        counts: cells of that level per pillar.
-        low: finest cells per pillar.
-        row: the row of each pillar in the result, `rows` for those without one.
-        rows: pillars in the result. The others share one more row, which is cut off: to leave their cells out, the host
-            would have to wait for the number of the rest.
+    A level has `counts` cells per pillar, the finest has `low`. `row` is each pillar's row in the result; those without
+    one share the row `rows`, which is cut off: to leave their cells out, the host would have to wait for their number.
     """
     slots = counts[0] * counts[1] * counts[2]
     per = [fine / own for fine, own in zip(low, counts, strict=True)]
@@ -221,10 +209,8 @@ def symmetric_eig3(s: Float[Tensor, "n 3 3"]) -> tuple[Float[Tensor, "n 3"], Flo
     values = torch.where(largest_apart, torch.stack([apart, *plane]), torch.stack([*plane, apart]))
     vectors = torch.where(largest_apart, torch.stack([v, *within]), torch.stack([*within, v]))
     identity = torch.eye(3, dtype=v.dtype, device=v.device)
-    return (
-        ((values * scale + mean) * largest).T,
-        torch.where(flat[:, None, None], identity, vectors.permute(2, 1, 0)),
-    )
+    vectors = torch.where(flat[:, None, None], identity, vectors.permute(2, 1, 0))
+    return ((values * scale + mean) * largest).T, vectors
 
 
 def _null_vector(diagonal: Float[Tensor, "3 n"], off: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:

@@ -309,21 +309,18 @@ class GeoMAE(nn.Module):
 
     def counts(self, batch: PointBatch, plan: GeoMAEPlan) -> dict[str, Tensor | float]:
         """Each term's count without a forward pass (which would move BatchNorm's statistics)."""
-        voxels, hidden, (low, med) = plan.voxels, float(len(plan.hidden)), (self.grid.num_low, self.grid.num_med)
+        voxels, hidden, med = plan.voxels, float(len(plan.hidden)), self.grid.num_med
         is_hidden = plan.visible.new_zeros(len(voxels.pillars), dtype=torch.bool).index_fill_(0, plan.hidden, True)
         in_low = is_hidden[voxels.low_pillar]
         in_med = in_low.new_zeros(len(is_hidden) * med)
         in_med[voxels.low_pillar * med + self.grid.med_slot(voxels.low_slot)] = in_low  # equal within a pillar
-        counts: dict[str, Tensor | float] = {
+        counts = {
             "low": in_low.sum(),
             "med": in_med.sum(),
-            "top": hidden,
             "low_occupancy": hidden * low,
             "med_occupancy": hidden * med,
-            "normal": hidden,
-            "curvature": hidden,
         }
-        return {name: count for name, count in counts.items() if name in self.heads}
+        return {name: counts.get(name, hidden) for name in self.heads}
 
     def norms_over_all(self) -> set[str]:
         """The pillar encoder's BatchNorms: in training their statistics are those of hidden points too, as released."""

@@ -48,15 +48,13 @@ def normal_colours(normals: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"
 
 # ---- the figure ----------------------------------------------------------------------------------------------------
 
-Colours = Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n 4"]]
-
 
 class Scale(NamedTuple):
     """Colours of values between two ends; values beyond have the ends' colours."""
 
     low: float
     high: float
-    colours: Colours
+    colours: Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n 4"]]
 
 
 class _Canvas(NamedTuple):
@@ -75,14 +73,11 @@ class _Canvas(NamedTuple):
         return self.scene.pillar[0] > (self.limits[1] - self.limits[0]) / 50
 
 
-Panel = Callable[[Any, _Canvas], None]
-
-
 class _Pair(NamedTuple):
     """Two panels side by side, which one key below explains."""
 
     titles: tuple[str, str]
-    panels: tuple[Panel, Panel]
+    panels: tuple[Callable[[Any, _Canvas], None], Callable[[Any, _Canvas], None]]
     key: Callable[[_Canvas], list[Any]]
 
 

@@ -59,18 +59,11 @@ def caption(one: Scene, unit: str) -> str:
 
 
 def positions(
-    grid: VoxelGrid,
-    pillars: Int[np.ndarray, "n 3"],
-    slots: Int[np.ndarray, "n"],
-    within: Float[np.ndarray, "n 3"],
+    grid: VoxelGrid, pillars: Int[np.ndarray, "n 3"], slots: Int[np.ndarray, "n"], within: Float[np.ndarray, "n 3"]
 ) -> Float[np.ndarray, "n 3"]:
-    """Places x, y, z in metres: the corner of the pillar, plus (cell + place in the cell) times the cell's size.
+    """Positions x, y, z in metres of points in finest cells.
 
-    Args:
-        grid: what pillars and cells are.
-        pillars: (sample, y, x) of each place's pillar.
-        slots: its finest cell in the pillar.
-        within: where in the cell, z, y, x in units of the cell.
+    Each lies in the pillar (sample, y, x), in the cell with this slot, at `within` (z, y, x in units of the cell).
     """
     cell = np.stack(np.unravel_index(slots, grid.low), axis=1)
     of_pillar = np.stack([np.zeros_like(slots), pillars[:, 1], pillars[:, 2]], axis=1)
@@ -124,11 +117,11 @@ def _centroids(
     true = asked.low.numpy()[mine]
     within = np.full_like(true, 0.5) if answer.low is None else answer.low.numpy()[mine]
 
-    def places(where: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        pillar, slot = where.nonzero()
-        return positions(grid, pillars[pillar], slot, inside[where])
+    def xyz(chosen: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        pillar, slot = chosen.nonzero()
+        return positions(grid, pillars[pillar], slot, inside[chosen])
 
-    return Compared(places(occupied, true), places(expected, within))
+    return Compared(xyz(occupied, true), xyz(expected, within))
 
 
 def likely(logits: Float[Tensor, "hidden cells 2"]) -> Bool[Tensor, "hidden cells"]:
@@ -156,29 +149,32 @@ def measure(answer: Prediction, asked: GeometryTargets, grid: VoxelGrid) -> dict
     all, over pillars that have a normal (`ONE_SURFACE`). ``curvature`` and ``mean_curvature``: mean error of the
     smallest curvature value, and that of answering its mean.
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     occupied = asked.low_occupied
     if answer.low_occupancy is not None:
-        found["share"] = float(occupied.float().mean())
+        values["share"] = float(occupied.float().mean())
         # A logit of 0 is a probability of 1/2.
         for name, chosen in (("", likely(answer.low_occupancy)), ("sure_", answer.low_occupancy[..., 1] > 0)):
             both = float((chosen & occupied).sum())
-            found[f"{name}recall"] = both / float(occupied.sum())
+            values[f"{name}recall"] = both / float(occupied.sum())
             if chosen.any():
-                found[f"{name}precision"] = both / float(chosen.sum())
+                values[f"{name}precision"] = both / float(chosen.sum())
     if answer.low is not None:
         true, size = asked.low[occupied], torch.tensor(grid.low_cell[::-1])
         for name, given in (("centroid", answer.low[occupied]), ("middle", torch.full_like(true, 0.5))):
-            found[name] = float(((given - true) * size).norm(dim=1).mean())
+            values[name] = float(((given - true) * size).norm(dim=1).mean())
     clear = asked.curvature[:, 1] - asked.curvature[:, 2] > ONE_SURFACE
     if answer.normal is not None and clear.any():
         true = asked.normal[clear].double()
         common = torch.linalg.eigh(true.T @ true).eigenvectors[:, -1]
-        found |= {"angle": _angle(answer.normal[clear].double(), true), "common": _angle(common.expand_as(true), true)}
+        values |= {
+            "angle": _angle(answer.normal[clear].double(), true),
+            "common": _angle(common.expand_as(true), true),
+        }
     if answer.curvature is not None:
         true, given = asked.curvature[:, 2], answer.curvature[:, 2]
-        found |= {"curvature": _error(given, true), "mean_curvature": _error(true.mean(), true)}
-    return found
+        values |= {"curvature": _error(given, true), "mean_curvature": _error(true.mean(), true)}
+    return values
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
@@ -191,39 +187,37 @@ def _error(given: Tensor, true: Tensor) -> float:
     return float((given - true).abs().mean())
 
 
-def describe(found: dict[str, float], count: int, step: int, hidden: float, unit: str) -> str:
+def describe(values: dict[str, float], count: int, step: int, hidden: float, unit: str) -> str:
     """The note under the pictures, from the numbers of `measure`; `hidden` is the share of hidden pillars."""
     length = f" {unit}" if unit else " (clouds have radius 1)"
     text = [
         f"{count} validation clouds at step {step:,}, coloured by height. {hidden:.0%} of the pillars are hidden: the "
         "grey ones. A block is as high as the points that were in it; the model is told only where it stands."
     ]
-    if "recall" in found:
-        sure = (
-            "no cell"
-            if "sure_precision" not in found
-            else (f"cells of which {found['sure_precision']:.0%} do, {found['sure_recall']:.0%} of all that do")
-        )
+    if "recall" in values:
+        sure = "no cell"
+        if "sure_precision" in values:
+            sure = f"cells of which {values['sure_precision']:.0%} do, {values['sure_recall']:.0%} of all that do"
         text.append(
             "A hidden point is the mean of one of the pillar's finest cells. Predicted cells are the likeliest of each "
-            f"pillar, as many as their probabilities add up to: {found['precision']:.0%} of them hold points, where "
-            f"{found['share']:.1%} of all cells in hidden pillars do, and {found['recall']:.0%} of those that do are "
-            f"among them. More than 50 % is given to {sure}."
+            f"pillar, as many as their probabilities add up to: {values['precision']:.0%} of them hold points, where "
+            f"{values['share']:.1%} of all cells in hidden pillars do, and {values['recall']:.0%} of those that do "
+            f"are among them. More than 50 % is given to {sure}."
         )
-    if "centroid" in found:
+    if "centroid" in values:
         text.append(
-            f"In cells with points their mean is missed by {found['centroid']:.2g}{length}; answering the middle of "
-            f"the cell would miss it by {found['middle']:.2g}."
+            f"In cells with points their mean is missed by {values['centroid']:.2g}{length}; answering the middle of "
+            f"the cell would miss it by {values['middle']:.2g}."
         )
-    if "angle" in found:
+    if "angle" in values:
         text.append(
             "Discs lie in the surface, so that a normal and its opposite look the same. Predicted normals are "
-            f"{found['angle']:.0f}° off on average, whichever side they point to; the one direction that suits all "
-            f"best is {found['common']:.0f}° off."
+            f"{values['angle']:.0f}° off on average, whichever side they point to; the one direction that suits all "
+            f"best is {values['common']:.0f}° off."
         )
-    if "curvature" in found:
+    if "curvature" in values:
         text.append(
             f"Curvature is the share of the surroundings' spread along its smallest axis, 0 to 1/3; it is missed by "
-            f"{found['curvature']:.3f}, and would be by {found['mean_curvature']:.3f} if its mean were the answer."
+            f"{values['curvature']:.3f}, and would be by {values['mean_curvature']:.3f} if its mean were the answer."
         )
     return " ".join(text)

@@ -184,12 +184,9 @@ def _heights(scene: Scene) -> tuple[Float[np.ndarray, "hidden"], Float[np.ndarra
 def discs(
     scene: Scene, normals: Float[np.ndarray, "hidden 3"], centred: bool = False
 ) -> Float[np.ndarray, "hidden corners 3"]:
-    """Discs nearly as wide as a pillar, at right angles to normals (level for a normal of length 0).
+    """Discs nearly as wide as a pillar, at right angles to normals of either sign and any length (level for length 0).
 
-    Args:
-        scene: whose hidden pillars the normals are of.
-        normals: of either sign and any length.
-        centred: put each in the middle of its pillar, not at the mean of the points there.
+    Each lies at the mean of its pillar's points or, `centred`, at that height in the middle of the pillar.
     """
     size = np.linalg.norm(normals, axis=1, keepdims=True)
     unit = np.where(size > 1e-9, normals / np.maximum(size, 1e-9), [0.0, 0.0, 1.0])

@@ -44,21 +44,13 @@ _FOOT, _SURVEY_FOOT = 0.3048, 1200 / 3937
 
 @dataclass(frozen=True)
 class Scan:
-    """A file of the archive.
+    """A file of the archive."""
 
-    Args:
-        name: what its tiles are called.
-        path: in the archive.
-        unit: its coordinates' unit in metres, from its coordinate system.
-        side: of a tile, in metres.
-        axis: 0 or 1, x or y: what its split areas follow each other along.
-    """
-
-    name: str
-    path: str
-    unit: float
-    side: float
-    axis: int
+    name: str  # what its tiles are called
+    path: str  # in the archive
+    unit: float  # of its coordinates in metres, from its coordinate system
+    side: float  # of a tile, in metres
+    axis: int  # 0 or 1, x or y: along which its split areas lie
 
 
 _FOLDER = "laspy-2.7.0/tests/data"
@@ -71,21 +63,13 @@ SCANS = (
 
 @dataclass(frozen=True)
 class Tile:
-    """A square of a scan.
+    """A square of a scan."""
 
-    Args:
-        name: the scan's, and the tile's column and row in it.
-        xyz: metres from the middle of the square and from the lowest point.
-        intensity: 0..1.
-        labels: of the points, in POINT_CLASSES, or -1.
-        code: its split.
-    """
-
-    name: str
-    xyz: Float[np.ndarray, "points 3"]
-    intensity: Float[np.ndarray, "points 1"]
-    labels: Int[np.ndarray, "points"]
-    code: int
+    name: str  # the scan's, and the tile's column and row in it
+    xyz: Float[np.ndarray, "points 3"]  # metres from the middle of the square and from the lowest point
+    intensity: Float[np.ndarray, "points 1"]  # 0..1
+    labels: Int[np.ndarray, "points"]  # in POINT_CLASSES, or -1
+    code: int  # its split
 
 
 def tiles(scan: Scan, content: bytes) -> Iterator[Tile]:

@@ -8,19 +8,20 @@ lidar      89   16    37        0  an area: each of the three scans is cut along
 shapes    700  100   200        0  a cloud; synthetic, nothing is downloaded, classes are equally frequent
 ======  =====  ===  ====  =======  ==================================================================================
 
-Splits are the same for every run and written beside the arrays before anything is trained. Classes, their sizes and what
-simple features reach are in the tutorial on your own point clouds.
+Splits are the same for every run and written beside the arrays before anything is trained. Classes, their sizes and
+what simple features reach are in the tutorial on your own point clouds.
 
-``ldraw`` are CAD models of toy bricks, 2,048 points spread evenly over the surface of each, in metres. Left out are parts
-whose triangles equal another's: prints that differ in colour. A part's number without what follows it is its mould, and
-parts of different moulds with the same extents and area (left and right, old and new) are put together, too: 2,265
-shapes. For ``lidar`` see `unmask.pointcloud.data.embedded.airborne`.
+``ldraw`` are CAD models of toy bricks, 2,048 points spread evenly over the surface of each, in metres. Left out are
+parts whose triangles equal another's: prints that differ in colour. A part's number without what follows it is its
+mould, and parts of different moulds with the same extents and area (left and right, old and new) are put together, too:
+2,265 shapes. For ``lidar`` see `unmask.pointcloud.data.embedded.airborne`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,12 @@ class _Decoded:
             self.arrays.setdefault(key, []).append(array)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Reads clouds from the cache."""
-
-    clouds: Ragged
-
-    def __call__(self, index: int) -> Cloud:
-        arrays = self.clouds.rows(index)
-        xyz, labels = arrays.pop("xyz").astype(np.float64), arrays.pop("point_labels", None)
-        features = {name: np.array(array) for name, array in arrays.items()}
-        return Cloud(xyz, features, None if labels is None else labels.astype(np.int64))
+def _read(clouds: Ragged, index: int) -> Cloud:
+    """A cloud from the cache."""
+    arrays = clouds.rows(index)
+    xyz, labels = arrays.pop("xyz").astype(np.float64), arrays.pop("point_labels", None)
+    features = {name: np.array(array) for name, array in arrays.items()}
+    return Cloud(xyz, features, None if labels is None else labels.astype(np.int64))
 
 
 def load_embedded(name: str) -> Source:
@@ -90,7 +86,7 @@ def load_embedded(name: str) -> Source:
     arrays = sorted(path.stem for path in (folder / "arrays").iterdir() if path.stem != "offsets")
     return Source(
         about["names"],
-        _Stored(Ragged(folder / "arrays", tuple(arrays))),
+        partial(_read, Ragged(folder / "arrays", tuple(arrays))),
         torch.tensor(about["labels"]) if about["classes"] else None,
         about["classes"],
         codes=torch.tensor(about["codes"], dtype=torch.int8),
