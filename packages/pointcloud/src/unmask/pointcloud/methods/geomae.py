@@ -314,12 +314,8 @@ class GeoMAE(nn.Module):
         in_low = is_hidden[voxels.low_pillar]
         in_med = in_low.new_zeros(len(is_hidden) * med)
         in_med[voxels.low_pillar * med + self.grid.med_slot(voxels.low_slot)] = in_low  # equal within a pillar
-        counts = {
-            "low": in_low.sum(),
-            "med": in_med.sum(),
-            "low_occupancy": hidden * low,
-            "med_occupancy": hidden * med,
-        }
+        counts = {"low": in_low.sum(), "med": in_med.sum()}
+        counts |= {"low_occupancy": hidden * self.grid.num_low, "med_occupancy": hidden * med}
         return {name: counts.get(name, hidden) for name in self.heads}
 
     def norms_over_all(self) -> set[str]:

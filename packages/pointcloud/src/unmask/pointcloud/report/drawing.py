@@ -13,6 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.offsetbox import AnchoredOffsetbox, DrawingArea, HPacker, TextArea
+from matplotlib.patches import Rectangle
+from PIL import Image
 
 from unmask.pointcloud.report.scene import (
     Limits,
@@ -117,9 +126,6 @@ def draw(scene: Scene, unit: str = "m", view: View | None = None) -> bytes:
 
 def _grid(pairs: int, ratio: float) -> tuple[Any, list[Any], list[Any]]:
     """A figure with two panels per pair, their height so many times their width, and the key below both."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     title, key, gap, columns = 0.34, 0.4, 0.1, min(2, pairs)  # inches, but for the last
     width = 2.54 if columns == 2 else 4.0  # whole pixels with the gap: panels of a pair can be equal
     height = width * ratio
@@ -164,16 +170,12 @@ def _title(axis: Any, words: str) -> None:
 
 
 def _frame(axis: Any, limits: Limits) -> None:
-    from matplotlib.patches import Rectangle
-
     left, right, low, high = limits
     axis.add_patch(Rectangle((left, low), right - left, high - low, fill=False, edgecolor=_INK, linewidth=1.1))
 
 
 def _png(rgba: UInt8[np.ndarray, "height width 4"]) -> bytes:
     """A PNG of 256 colours, a quarter of the size of one with all; rare and flat colours keep theirs."""
-    from PIL import Image
-
     image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
     buffer = io.BytesIO()
     image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(buffer, format="png")
@@ -210,7 +212,8 @@ def _normals(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
     colours = normal_colours(values)[order]
     # The rim is all that is left of a disc that is seen from its edge.
     rim = 0.6 if canvas.wide_pillars else 0.2
-    _polygons(axis, shown[order, :, :2], facecolors=colours, edgecolors=0.65 * colours, linewidths=rim)
+    rings = PolyCollection(shown[order, :, :2], facecolors=colours, edgecolors=0.65 * colours, linewidths=rim)
+    axis.add_collection(rings)
 
 
 def _curvature(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
@@ -233,22 +236,14 @@ def _scatter(axis: Any, canvas: _Canvas, points: np.ndarray, colours: Any) -> No
 
 def _pillars(axis: Any, canvas: _Canvas, colours: Any, alpha: float = 1.0) -> None:
     """Every hidden pillar: its ground from above, else a block as high as the points in it."""
-    from matplotlib.colors import to_rgb
-
     scene = canvas.scene
     rgb = np.broadcast_to(to_rgb(colours) if isinstance(colours, str) else colours[:, :3], (len(scene.corners), 3))
     faces = canvas.view(blocks(scene, canvas.view))[..., :2]
     order = np.argsort(canvas.view(scene.corners * [1, 1, 0])[:, 2], kind="stable")
     lit = (_LIT[-faces.shape[1] :] * rgb[order, None]).reshape(-1, 3)
     edge, line = ("white", 0.4) if canvas.wide_pillars else ("face", 0.2)
-    _polygons(axis, faces[order].reshape(-1, 4, 2), facecolors=lit, alpha=alpha, edgecolors=edge, linewidths=line)
-
-
-def _polygons(axis: Any, corners: Any, **look: Any) -> None:
-    """Polygons, each over those before it."""
-    from matplotlib.collections import PolyCollection
-
-    axis.add_collection(PolyCollection(corners, **look))
+    quads = faces[order].reshape(-1, 4, 2)  # each is drawn over those before it
+    axis.add_collection(PolyCollection(quads, facecolors=lit, alpha=alpha, edgecolors=edge, linewidths=line))
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------
@@ -256,23 +251,16 @@ def _polygons(axis: Any, corners: Any, **look: Any) -> None:
 
 def _key(axis: Any, entries: list[Any]) -> None:
     """What colours mean, in one line."""
-    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker
-
     line = HPacker(children=entries, align="center", pad=0, sep=16)
     axis.add_artist(AnchoredOffsetbox("upper center", child=line, frameon=False, pad=0.2, borderpad=0.2))
 
 
 def _text(words: str) -> Any:
-    from matplotlib.offsetbox import TextArea
-
     return TextArea(words, textprops={"fontsize": 8.5, "color": _INK})
 
 
 def _strip(colours: Any, width: float) -> Any:
     """Colours from left to right, `width` points in all."""
-    from matplotlib.offsetbox import DrawingArea
-    from matplotlib.patches import Rectangle
-
     area, each = DrawingArea(width, 7), width / len(colours)
     for i, colour in enumerate(colours):
         area.add_artist(Rectangle((i * each, 0), each, 7, facecolor=colour, edgecolor=colour, linewidth=0.2))
@@ -280,16 +268,11 @@ def _strip(colours: Any, width: float) -> Any:
 
 
 def _swatch(words: str, colour: Any) -> Any:
-    from matplotlib.offsetbox import HPacker
-
     return HPacker(children=[_strip([colour], 9), _text(words)], align="center", pad=0, sep=4)
 
 
 def _cross(view: View) -> Any:
     """The axes x, y and z in their `DIRECTIONS`, one that points at the eye as a dot."""
-    from matplotlib.lines import Line2D
-    from matplotlib.offsetbox import DrawingArea
-
     area, middle, reach = DrawingArea(16, 16), 8.0, 7.5
     for (x, y), colour in zip(reach * view(np.eye(3))[:, :2], DIRECTIONS, strict=True):
         look: Any = {"marker": "o", "markersize": 4} if abs(x) + abs(y) < 1 else {"linewidth": 1.8}
@@ -299,8 +282,6 @@ def _cross(view: View) -> Any:
 
 def _bar(words: str, scale: Scale) -> Any:
     """A scale between the values at its ends."""
-    from matplotlib.offsetbox import HPacker
-
     colours = scale.colours(np.linspace(scale.low, scale.high, 12))
     parts = [_text(words + ":"), _text(f"{scale.low:.2g}"), _strip(colours, 70), _text(f"{scale.high:.2g}")]
     return HPacker(children=parts, align="center", pad=0, sep=4)
@@ -328,7 +309,6 @@ def curvature_scale(scene: Scene) -> Scale:
 
 def _scale(low: float, high: float, name: str, first: float, last: float) -> Scale:
     """The part of one of matplotlib's colour maps from `first` to `last`, for values from `low` to `high`."""
-    from matplotlib import colormaps
 
     def colours(values: np.ndarray) -> np.ndarray:
         share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)

@@ -16,7 +16,6 @@ from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.geometry.targets import GeometryTargets
 from unmask.pointcloud.geometry.voxels import VoxelGrid
 from unmask.pointcloud.methods.geomae import GeoMAEPlan, Prediction
-from unmask.pointcloud.report.drawing import draw
 from unmask.pointcloud.report.scene import Compared, Scene, oblique
 
 SAMPLES = 4
@@ -29,6 +28,8 @@ def draw_pictures(run: RunFacts) -> Pictures:
 
 
 def _draw(shown: Shown) -> Pictures:
+    from unmask.pointcloud.report.drawing import draw  # with matplotlib, which takes a while to import
+
     method: Any = shown.run.method
     if not all(hasattr(method, face) for face in ("answers", "target")):
         return Pictures()
