@@ -103,16 +103,16 @@ def _predict(weight: Tensor, x: Tensor) -> Int[Tensor, "n"]:
 
 
 def confusion_matrix(
-    true: Int[Tensor, "n"], answered: Int[Tensor, "n"], classes: int
+    true: Int[Tensor, "n"], predicted: Int[Tensor, "n"], classes: int
 ) -> Int[Tensor, "classes classes"]:
-    """How many positions of each class (rows) got each answer (columns), on the CPU."""
-    return (true * classes + answered).bincount(minlength=classes**2).view(classes, classes).cpu()
+    """How many positions of each class (rows) got each prediction (columns), on the CPU."""
+    return (true * classes + predicted).bincount(minlength=classes**2).view(classes, classes).cpu()
 
 
 def scores(confusion: Int[Tensor, "classes classes"], classes: Sequence[str]) -> dict[str, Any]:
     """``accuracy``, and ``iou`` (intersection over union) of every class that occurs, and ``mean_iou``; in [0, 1]."""
-    right, true, answered = confusion.diag(), confusion.sum(1), confusion.sum(0)
-    iou = right / (true + answered - right).clamp(min=1)
+    right, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    iou = right / (true + predicted - right).clamp(min=1)
     occurs = (true > 0).tolist()
     by_class = {name: float(value) for name, value, here in zip(classes, iou, occurs, strict=True) if here}
     mean_iou = sum(by_class.values()) / len(by_class)

@@ -21,7 +21,7 @@ from unmask.core.data.kinds import SourceError
 from unmask.core.data.sources import Split, absolute, members_of
 from unmask.core.errors import Problem
 from unmask.core.randomness import Key, SampleKey, stable_id
-from unmask.pointcloud.data.augment import draw_turn, prepare, subset
+from unmask.pointcloud.data.augment import draw_transform, prepare, subset
 from unmask.pointcloud.data.batches import PointBatch, Sample, collate
 from unmask.pointcloud.data.extent import choose_pillar, choose_range, holds_origin, inside
 from unmask.pointcloud.data.kind import CLOUDS, Source
@@ -79,7 +79,7 @@ class PointClouds(SplitDataset[Sample]):
         sample_id = int(self.ids[index])
         visit = visit if self.augment else 0
         if self.augment:
-            points = self._turned(points, SampleKey.of(self.seed, sample_id, visit).stream(_AUGMENT))
+            points = self._augmented(points, SampleKey.of(self.seed, sample_id, visit).stream(_AUGMENT))
         rows = subset(points, self.settings, Key.of(self.seed, self.ids[index : index + 1], visit))
         label = None if self.labels is None else int(self.labels[index])
         if self.point_classes is None:
@@ -87,17 +87,17 @@ class PointClouds(SplitDataset[Sample]):
         labels = np.full(len(points), -1, np.int64) if labels is None else labels
         return Sample(torch.from_numpy(points[rows]), sample_id, label, torch.from_numpy(labels[rows]))
 
-    def _turned(self, points: Float[np.ndarray, "points c"], key: SampleKey) -> Float[np.ndarray, "points c"]:
+    def _augmented(self, points: Float[np.ndarray, "points c"], key: SampleKey) -> Float[np.ndarray, "points c"]:
         settings = self.settings
-        turn = draw_turn(key, settings.rotate, settings.scale, settings.flip)
+        transform = draw_transform(key, settings.rotate, settings.scale, settings.flip)
         moved = points.copy()
-        moved[:, :3] = turn.positions(points[:, :3])
+        moved[:, :3] = transform.positions(points[:, :3])
         start = 3
         for name in settings.features:
             if name == "normal":
-                moved[:, start : start + 3] = turn.normals(points[:, start : start + 3])
+                moved[:, start : start + 3] = transform.normals(points[:, start : start + 3])
             start += WIDTHS[name]
-        # Of a cloud at the very border the turn may take all points out of the range: then it stays as it is.
+        # A cloud at the border may lose all its points: then it stays as it is.
         return moved if inside(moved, settings.range).any() else points
 
     @property

@@ -10,15 +10,15 @@ from unmask.core.data import sources
 from unmask.core.data.folders import suffix
 from unmask.core.data.kinds import CorruptSampleError, Kind
 from unmask.pointcloud.data.embedded.carriers import EMBEDDED
-from unmask.pointcloud.data.readers import HEAD, SUFFIXES, complaint, suffix_of
+from unmask.pointcloud.data.readers import HEAD, SUFFIXES, head_problem, suffix_of
 
 
 def _examine(file: BinaryIO, name: str) -> dict[str, Any]:
     """The size, and the suffix of what it is, which the names of shards' members do not tell."""
     head = file.read(HEAD)
-    reason = complaint(head, suffix(name))
-    if reason:
-        raise CorruptSampleError(reason)
+    problem = head_problem(head, suffix(name))
+    if problem:
+        raise CorruptSampleError(problem)
     return {"size": file.seek(0, io.SEEK_END), "suffix": suffix(name) or suffix_of(head)}
 
 

@@ -73,9 +73,9 @@ def read_cloud(path: str | Path, columns: int | None = None, name: str | None = 
         raise UnmaskError(f"{name}: no reader for {suffix or 'files without a suffix'}; expected {' '.join(SUFFIXES)}")
     with naming(name):
         with path.open("rb") as file:
-            reason = complaint(file.read(HEAD), suffix)
-        if reason:
-            raise CorruptSampleError(reason)
+            problem = head_problem(file.read(HEAD), suffix)
+        if problem:
+            raise CorruptSampleError(problem)
         if suffix != ".bin":
             return clean(*_READERS[suffix](path))
         rows = bin_rows(path, columns)
@@ -105,8 +105,8 @@ def clean(
     return Cloud(xyz, features or {}, labels, dropped)
 
 
-def complaint(head: bytes, suffix: str) -> str | None:
-    """Why a file with these first `HEAD` bytes cannot be a point cloud; None where nothing speaks against it."""
+def head_problem(head: bytes, suffix: str) -> str | None:
+    """Why a file with these first `HEAD` bytes cannot be a point cloud; None where it may be one."""
     if not head:
         return "empty file"
     if suffix == ".xyz":
@@ -116,7 +116,7 @@ def complaint(head: bytes, suffix: str) -> str | None:
     return None
 
 
-HEAD = 512  # bytes that `complaint` looks at
+HEAD = 512  # bytes that `head_problem` looks at
 _BEGINS = {
     ".pcd": re.compile(rb"(?:#[^\n]*\n|\s)*(?:VERSION|FIELDS|COLUMNS)\b", re.IGNORECASE),
     ".ply": re.compile(rb"ply\s"),
@@ -150,9 +150,9 @@ def bin_rows(path: Path, columns: int | None = None) -> Float[np.ndarray, "point
         rings = np.frombuffer(data, "<f4").reshape(-1, 5)[:, 4]
         columns = 5 if ((rings >= 0) & (rings < 256) & (rings == np.floor(rings))).all() else 4
     columns = columns or 4
-    reason = bin_complaint(len(data), columns)
-    if reason:
-        raise CorruptSampleError(reason)
+    problem = size_problem(len(data), columns)
+    if problem:
+        raise CorruptSampleError(problem)
     return np.frombuffer(data, "<f4").reshape(-1, columns)
 
 
@@ -174,7 +174,7 @@ def has_rings(name: str) -> bool:
     return name.lower().endswith(".pcd.bin")
 
 
-def bin_complaint(size: int, columns: int | None) -> str | None:
+def size_problem(size: int, columns: int | None) -> str | None:
     """What is wrong with the size in bytes of a .bin file of 4 or 5 columns (None: either)."""
     if not size:
         return "empty file"
@@ -242,15 +242,15 @@ def _read_open3d(path: Path) -> Raw:
     if path.suffix.lower() == ".pcd":
         _check_pcd(path)
     open3d = _open3d()
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):  # where open3d warns of a damaged file and then returns what it has
+        with contextlib.redirect_stdout(output):  # where open3d warns of a damaged file and then returns what it has
             point = open3d.t.io.read_point_cloud(str(path)).point
             values = {str(key).lower(): np.array(value.numpy()) for key, value in point.items()}
     except RuntimeError as error:
-        raise CorruptSampleError(f"damaged ({_plain(str(error))})") from error
-    if "WARNING" in said.getvalue():
-        raise CorruptSampleError(f"damaged ({_plain(said.getvalue())})")
+        raise CorruptSampleError(f"damaged ({_message(str(error))})") from error
+    if "WARNING" in output.getvalue():
+        raise CorruptSampleError(f"damaged ({_message(output.getvalue())})")
     if "positions" not in values:
         raise CorruptSampleError("no points")
     intensities = [values[key] for key in _INTENSITIES if key in values]
@@ -278,7 +278,7 @@ def _open3d() -> Any:
     return open3d
 
 
-def _plain(text: str) -> str:
+def _message(text: str) -> str:
     """open3d's message without colours, line ends and its own source paths."""
     text = re.sub(r"\x1b\[[0-9;]*m|\[Open3D \w+\]|\([^()]*\([^()]*\)[^()]*\)|/\S+", " ", text)
     return " ".join(text.split())[:200].strip(" .:") or "open3d cannot read it"

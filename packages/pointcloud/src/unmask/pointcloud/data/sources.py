@@ -21,7 +21,7 @@ from unmask.pointcloud.data.embedded.carriers import EMBEDDED
 from unmask.pointcloud.data.embedded.sets import load_embedded
 from unmask.pointcloud.data.kind import CLOUDS, Source
 from unmask.pointcloud.data.las import LAS_CLASSES, index_points
-from unmask.pointcloud.data.readers import Cloud, bin_columns, bin_complaint, has_rings, read_cloud
+from unmask.pointcloud.data.readers import Cloud, bin_columns, has_rings, read_cloud, size_problem
 
 
 def open_source(source: str, corrupt: str, sweeps: int = 1) -> Source:
@@ -73,7 +73,7 @@ def _examine_files(
     sizes = {i: known["size"] for i, known in enumerate(facts) if isinstance(known, dict) and known["suffix"] == ".bin"}
     columns = columns or bin_columns([size for i, size in sizes.items() if not has_rings(names[i])])
     for i, size in sizes.items():
-        facts[i] = bin_complaint(size, 5 if has_rings(names[i]) else columns) or facts[i]
+        facts[i] = size_problem(size, 5 if has_rings(names[i]) else columns) or facts[i]
     return (*sift(names, facts), columns)
 
 

@@ -90,9 +90,9 @@ def dense_probe(
     Returns:
         Of each row, ``accuracy`` and ``mean_iou`` in [0, 1], ``iou`` by class (both over classes that the test split
         has), ``val_accuracy``, ``strength`` and ``dim``; and of the task: numbers of ``points`` by split,
-        ``outside`` (labelled test points out of range, not scored), ``majority`` (accuracy of answering the commonest
-        class everywhere) and ``ceiling`` (the scores when every point gets its pillar's commonest label: the most that
-        a read-out of pillars can reach in accuracy, and a mark for its mean IoU).
+        ``outside`` (labelled test points out of range, not scored), ``majority`` (accuracy of predicting the most
+        frequent class everywhere) and ``ceiling`` (the scores when every point gets its pillar's most frequent label:
+        the most that a read-out of pillars can reach in accuracy, and a mark for its mean IoU).
 
     Raises:
         NoPointLabels: a split has no labelled point inside the range, or the training points are all of one class.
@@ -192,7 +192,7 @@ def _count(
     classes: int,
     reading: Reading,
 ) -> tuple[dict[str, Tensor], Tensor, int]:
-    """Confusion matrices of the probes and of each pillar's commonest label, and labelled points out of range."""
+    """Confusion matrices of the probes and of each pillar's most frequent label, and labelled points out of range."""
     empty = torch.zeros(classes, classes, dtype=torch.int64)
     confusion, pillars, outside = dict.fromkeys(readouts, empty), empty, 0
     with progress_bar("points, test", len(clouds)) as advance:
@@ -203,16 +203,16 @@ def _count(
             true, pillar = labels[known], voxels.pillar_of[known]
             for name, read in readouts.items():
                 x, row = read(batch, voxels)
-                answered = fitted[name](x.float())[row]
-                confusion[name] = confusion[name] + confusion_matrix(true, answered[known], classes)
-            commonest = majority(true, pillar, len(voxels.pillars), classes)
-            pillars = pillars + confusion_matrix(true, commonest, classes)
+                predicted = fitted[name](x.float())[row]
+                confusion[name] = confusion[name] + confusion_matrix(true, predicted[known], classes)
+            frequent = majority(true, pillar, len(voxels.pillars), classes)
+            pillars = pillars + confusion_matrix(true, frequent, classes)
     if not int(pillars.sum()):
         raise NoPointLabels("no test point inside data.range has a label")
     return confusion, pillars, outside
 
 
 def majority(labels: Int[Tensor, "n"], group: Int[Tensor, "n"], groups: int, classes: int) -> Int[Tensor, "n"]:
-    """The commonest label of each point's group; the first of equally common ones."""
+    """The most frequent label of each point's group; the first of equally frequent ones."""
     count = (group * classes + labels).bincount(minlength=groups * classes)
     return count.view(groups, classes).argmax(1)[group]

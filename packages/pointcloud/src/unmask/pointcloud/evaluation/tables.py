@@ -25,7 +25,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"points: {len(dense['classes'])} classes, fitted on {count['train']:,} points, scored on {count['test']:,}"
         + (f" ({dense['outside']:,} more are out of range)" if dense["outside"] else "")
-        + f". Every point by its pillar's commonest label ({pillar}): {100 * ceiling['accuracy']:.1f}, mean IoU "
-        f"{100 * ceiling['mean_iou']:.1f}. The commonest class everywhere: {100 * dense['majority']:.1f}."
+        + f". Every point by its pillar's most frequent label ({pillar}): {100 * ceiling['accuracy']:.1f}, mean IoU "
+        f"{100 * ceiling['mean_iou']:.1f}. The most frequent class everywhere: {100 * dense['majority']:.1f}."
     )
     return lines

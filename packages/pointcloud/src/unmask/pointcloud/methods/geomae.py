@@ -258,7 +258,7 @@ class GeoMAE(nn.Module):
         whole = (self.cell_decoder or self.surface_decoder).partition(voxels.pillars, self.grid.shape)  # type: ignore[union-attr]
         return GeoMAEPlan(mask, voxels, visible=rows[1], hidden=rows[0], seen=seen, whole=whole)
 
-    def answers(self, batch: PointBatch, plan: GeoMAEPlan) -> Prediction:
+    def predictions(self, batch: PointBatch, plan: GeoMAEPlan) -> Prediction:
         """Encode the visible pillars, decode all, and predict the hidden ones."""
         tokens = self.pillar_encoder(batch.points, plan.voxels)  # [pillars, dim]
         latent = self.encoder(tokens[plan.visible], plan.seen)  # [visible, dim]
@@ -277,7 +277,7 @@ class GeoMAE(nn.Module):
 
     def predict(self, batch: PointBatch, plan: GeoMAEPlan) -> Float[Tensor, "hidden values"]:
         """All outputs for the hidden pillars, concatenated in the order of `Prediction`."""
-        outputs = vars(self.answers(batch, plan)).values()
+        outputs = vars(self.predictions(batch, plan)).values()
         return torch.cat([x.flatten(1) for x in outputs if x is not None], dim=1)  # [hidden, values]
 
     def target(self, batch: PointBatch, plan: GeoMAEPlan) -> GeometryTargets:
@@ -289,22 +289,22 @@ class GeoMAE(nn.Module):
 
         Centroids in cells that hold no points do not count; occupancy counts in all cells.
         """
-        predicted, target = self.answers(batch, plan), self.target(batch, plan)
+        predicted, targets = self.predictions(batch, plan), self.target(batch, plan)
         normal_loss = l2 if self.settings.normal_loss == "plain" else unsigned_l2
         scored: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor | None]] = {  # how, against what, where it counts
-            "low": (l2, target.low, target.low_occupied),  # of [hidden, low]
-            "med": (l2, target.med, target.med_occupied),  # of [hidden, med]
-            "top": (l2, target.top, None),  # of [hidden]
-            "low_occupancy": (occupancy_loss, target.low_occupied, None),  # of [hidden, low]
-            "med_occupancy": (occupancy_loss, target.med_occupied, None),  # of [hidden, med]
-            "normal": (normal_loss, target.normal, None),  # of [hidden]
-            "curvature": (l2, target.curvature, None),  # of [hidden]
+            "low": (l2, targets.low, targets.low_occupied),  # of [hidden, low]
+            "med": (l2, targets.med, targets.med_occupied),  # of [hidden, med]
+            "top": (l2, targets.top, None),  # of [hidden]
+            "low_occupancy": (occupancy_loss, targets.low_occupied, None),  # of [hidden, low]
+            "med_occupancy": (occupancy_loss, targets.med_occupied, None),  # of [hidden, med]
+            "normal": (normal_loss, targets.normal, None),  # of [hidden]
+            "curvature": (l2, targets.curvature, None),  # of [hidden]
         }
         weights = vars(self.settings.weights)
         terms = {}
-        for name, (loss, aim, where) in scored.items():
+        for name, (loss, target, where) in scored.items():
             if name in self.heads:
-                terms[name] = mean_term(loss(getattr(predicted, name), aim), where, weights[name])
+                terms[name] = mean_term(loss(getattr(predicted, name), target), where, weights[name])
         return Output(terms)
 
     def counts(self, batch: PointBatch, plan: GeoMAEPlan) -> dict[str, Tensor | float]:
@@ -314,7 +314,7 @@ class GeoMAE(nn.Module):
         in_low = is_hidden[voxels.low_pillar]
         in_med = in_low.new_zeros(len(is_hidden) * med)
         in_med[voxels.low_pillar * med + self.grid.med_slot(voxels.low_slot)] = in_low  # equal within a pillar
-        counts = {"low": in_low.sum(), "med": in_med.sum()}
+        counts: dict[str, Tensor | float] = {"low": in_low.sum(), "med": in_med.sum()}
         counts |= {"low_occupancy": hidden * self.grid.num_low, "med_occupancy": hidden * med}
         return {name: counts.get(name, hidden) for name in self.heads}
 
@@ -343,7 +343,7 @@ class GeoMAE(nn.Module):
         cells = torch.bincount(plan.voxels.low_pillar, minlength=len(plan.voxels.pillars))
         share = cells / self.grid.num_low
         shown = {"input": share, "masked": share.index_fill(0, plan.hidden, 0.0)}
-        logits = self.answers(batch, plan).low_occupancy
+        logits = self.predictions(batch, plan).low_occupancy
         if logits is not None:
             expected = logits[..., 1].sigmoid().mean(1)
             shown["reconstruction"] = share.index_copy(0, plan.hidden, expected)

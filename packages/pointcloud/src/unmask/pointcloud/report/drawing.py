@@ -1,4 +1,4 @@
-"""Clouds as pictures: what was there, what the model saw, and what it answers where it saw nothing.
+"""Clouds as pictures: the points, what the encoder sees, and what the model predicts where it sees nothing.
 
 Points are projected in parallel, sorted by depth and drawn as dots and polygons by matplotlib's Agg, which needs no
 display and draws the same everywhere. True and predicted share view, limits and colours.
@@ -207,7 +207,7 @@ def _normals(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
     if canvas.view.above:
         _pillars(axis, canvas, _HIDDEN, alpha=0.3)
     _scatter(axis, canvas, canvas.scene.visible, _FAINT)
-    shown = canvas.view(discs(canvas.scene, values, centred=canvas.view.above))
+    shown: Any = canvas.view(discs(canvas.scene, values, centred=canvas.view.above))
     order = np.argsort(shown[..., 2].mean(1), kind="stable")
     colours = normal_colours(values)[order]
     # The rim is all that is left of a disc that is seen from its edge.
@@ -242,7 +242,7 @@ def _pillars(axis: Any, canvas: _Canvas, colours: Any, alpha: float = 1.0) -> No
     order = np.argsort(canvas.view(scene.corners * [1, 1, 0])[:, 2], kind="stable")
     lit = (_LIT[-faces.shape[1] :] * rgb[order, None]).reshape(-1, 3)
     edge, line = ("white", 0.4) if canvas.wide_pillars else ("face", 0.2)
-    quads = faces[order].reshape(-1, 4, 2)  # each is drawn over those before it
+    quads: Any = faces[order].reshape(-1, 4, 2)  # each is drawn over those before it
     axis.add_collection(PolyCollection(quads, facecolors=lit, alpha=alpha, edgecolors=edge, linewidths=line))
 
 

@@ -1,4 +1,4 @@
-"""A cloud as geometry to be drawn: where the eye is, what of the cloud is shown, and shapes for what was hidden."""
+"""A cloud as geometry to be drawn: the viewpoint, what of the cloud is shown, and shapes for what was hidden."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 MOST_POINTS = 20_000  # drawn in one panel; more only hide one another
 ZOOM = 80  # pillars along a side of what is shown of wider scenes: each is then a few pixels
 FLAT = 0.2  # a cloud lower than this share of its width is drawn from above
-AZIMUTH, ELEVATION = np.radians(-60.0), np.radians(28.0)  # of the eye, for all other clouds
+AZIMUTH, ELEVATION = np.radians(-60.0), np.radians(28.0)  # of the viewpoint, for higher clouds
 # Corners of a block's faces across x, across y and of its top: 0 is the lower end along each axis, 1 the upper.
 _FACES = np.array([
     [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1]],
@@ -32,7 +32,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """One cloud and what was asked about it. Components are x, y, z; lengths are metres, or whatever the points have.
+    """One cloud with targets and predictions. Components are x, y, z; lengths are metres, or the points' own unit.
 
     Args:
         points: every point inside the range.
@@ -40,7 +40,7 @@ class Scene:
         corners: lower corner of every hidden pillar.
         pillar: size of a pillar.
         centroids: [cells, 3] means of the points in finest cells: those that hold points, and those that the model
-            expects to; None where it answers nothing of the kind.
+            expects to; None where it predicts nothing of the kind.
         normals: [hidden, 3] for every hidden pillar, of either sign and any length, or None.
         curvature: [hidden] share of the smallest axis of the surface around, 0 (flat) to 1/3 (none in particular), or
             None.
@@ -70,7 +70,7 @@ class View:
     """A parallel projection.
 
     Args:
-        axes: unit vectors to the right, upwards and towards the eye, as rows.
+        axes: unit vectors to the right, upwards and towards the viewer, as rows.
         above: whether it looks straight down.
     """
 
@@ -158,13 +158,13 @@ def limits_of(scene: Scene, view: View) -> Limits:
 
 
 def blocks(scene: Scene, view: View) -> Float[np.ndarray, "hidden faces 4 3"]:
-    """The faces of hidden pillars that the eye sees, each after those it may hide: x, y and top, or only the ground."""
+    """The visible faces of hidden pillars, each after those it may hide: x, y and top, or only the ground."""
     low = scene.corners * [1, 1, 0]
     ends = low[:, None, :] + np.array([[0.0, 0.0, 0.0], [*scene.pillar[:2], 0.0]])
     ends[:, 0, 2], ends[:, 1, 2] = _heights(scene)
     if view.above:
         return ends[:, _FACES[2:], np.arange(3)] * [1, 1, 0]
-    # The side that is turned to the eye, of the two along x and along y.
+    # The side that faces the viewer, of the two along x and along y.
     faces = _FACES.copy()
     for axis in (0, 1):
         faces[axis, :, axis] = view.axes[2, axis] > 0

@@ -1,4 +1,4 @@
-"""What a point-cloud run's page shows: clouds with what was hidden and what is answered, loss terms, probes."""
+"""What a point-cloud run's page shows: clouds with what was hidden and what is predicted, loss terms, probes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _TERMS = {
     "curvature": ("curvature", "1/9 to 1/3"),
 }
 _TERMS_NOTE = (
-    "Each term before it is weighted. Answering 0 everywhere costs exactly ln 2 for which cells hold points and 1/3 "
+    "Each term before it is weighted. Predicting 0 everywhere costs exactly ln 2 for which cells hold points and 1/3 "
     "for normals; for centroids 1/3 if points lie anywhere in their cell (its middle would cost 1/12), and for "
     "curvature between 1/9 (scattered) and 1/3 (lines). Which cells hold points costs the entropy of their share, "
-    "0.20 at 5 %, if that share is answered everywhere: a model has learned something below that."
+    "0.20 at 5 %, if that share is predicted everywhere: a model has learned something below that."
 )
 
 
@@ -52,7 +52,7 @@ def sections(run: RunFacts) -> list[Section]:
         cells = [f"{weights[name]:g}" if name in weights else "–", f"{first:.4f}", f"{last:.4f}"]
         cells += ["–" if val is None else f"{val:.4f}", zero]
         rows.append((title, [(cell, False) for cell in cells]))
-    columns = ["term", "weight", "training, first", "training, last", "validation, last", "answering 0"]
+    columns = ["term", "weight", "training, first", "training, last", "validation, last", "predicting 0"]
     return [Section("What the loss is made of", _TERMS_NOTE, columns, rows)]
 
 

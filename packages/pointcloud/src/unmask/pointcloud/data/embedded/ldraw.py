@@ -152,15 +152,15 @@ def base_number(name: str) -> str:
     return number[0] if number else name
 
 
-def look(triangles: Triangles) -> tuple[int, ...]:
+def signature(triangles: Triangles) -> tuple[int, ...]:
     """A coarse description that equal, turned and mirrored shapes share: extents to 0.5 units and area to 1 %."""
     area = double_areas(triangles).sum() / 2
     extents = np.sort(np.ptp(triangles.reshape(-1, 3), axis=0))
     return (*np.round(extents * 2).astype(int).tolist(), round(100 * math.log(area)))
 
 
-def families(numbers: Sequence[str], looks: Sequence[tuple[int, ...]]) -> list[str]:
-    """Which parts are one shape: those of one base number, those of one look, and all that these link.
+def families(numbers: Sequence[str], signatures: Sequence[tuple[int, ...]]) -> list[str]:
+    """Which parts are one shape: those of one base number, those of one signature, and all that these link.
 
     Returns:
         For each part a name of its family: the first base number in it.
@@ -169,9 +169,9 @@ def families(numbers: Sequence[str], looks: Sequence[tuple[int, ...]]) -> list[s
     from scipy.sparse.csgraph import connected_components
 
     names, number_of = np.unique(numbers, return_inverse=True)
-    _, look_of = np.unique(looks, axis=0, return_inverse=True)
-    nodes = len(names) + len(numbers)  # the numbers come first, then the looks
-    links = coo_array((np.ones(len(numbers)), (number_of, len(names) + look_of)), shape=(nodes, nodes))
+    _, signature_of = np.unique(signatures, axis=0, return_inverse=True)
+    nodes = len(names) + len(numbers)  # the numbers come first, then the signatures
+    links = coo_array((np.ones(len(numbers)), (number_of, len(names) + signature_of)), shape=(nodes, nodes))
     _, family_of = connected_components(links, directed=False)
     _, first = np.unique(family_of[: len(names)], return_index=True)
     return names[first[family_of[number_of]]].tolist()

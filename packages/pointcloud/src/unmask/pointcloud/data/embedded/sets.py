@@ -109,7 +109,7 @@ def _decode_ldraw(archive: Path) -> _Decoded:
     parts = library.parts()
     decoded = _Decoded(ldraw.CLASSES)
     seen: set[bytes] = set()
-    looks = []
+    signatures = []
     with progress_bar("decoding ldraw", len(parts)) as advance:
         for part in parts:
             triangles = library.triangles(part.path)
@@ -118,13 +118,13 @@ def _decode_ldraw(archive: Path) -> _Decoded:
             if digest in seen:  # prints that differ in colour alone
                 continue
             seen.add(digest)
-            looks.append(ldraw.look(triangles))
+            signatures.append(ldraw.signature(triangles))
             rng = np.random.default_rng(stable_id(part.name))
             points, _ = shapes.sample_surface(ldraw.upright(triangles), _PART_POINTS, rng)
             decoded.add(part.name, xyz=points.astype(np.float32))
             decoded.labels.append(ldraw.CLASSES.index(part.category))
     decoded.dropped = len(parts) - len(decoded.names)
-    families = ldraw.families([ldraw.base_number(name) for name in decoded.names], looks)
+    families = ldraw.families([ldraw.base_number(name) for name in decoded.names], signatures)
     decoded.codes = split_families(families, decoded.labels, val_share=0.1, test_share=0.2).tolist()
     return decoded
 
