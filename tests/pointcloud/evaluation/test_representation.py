@@ -242,6 +242,15 @@ def test_evaluation_repeats(run: Path, evaluated: dict[str, Any]) -> None:
     assert (again["rows"], again["dense"]) == (evaluated["rows"], evaluated["dense"])
 
 
+def test_without_references_only_the_trained_encoder_is_measured(
+    run: Path, evaluated: dict[str, Any], tmp_path: Path
+) -> None:
+    alone = shutil.copytree(run, tmp_path / "run")
+    assert evaluate(alone, device="cpu", quick=True, references=False)["rows"] == {
+        "trained": evaluated["rows"]["trained"]
+    }
+
+
 def test_the_table_names_every_row_and_split(evaluated: dict[str, Any]) -> None:
     text = table(evaluated)
     for part in ("trained encoder", "untrained encoder", "coordinates", "k-NN", "1 % labels", "mean IoU", "15 test"):

@@ -663,3 +663,5 @@ def test_probes_without_labels_or_with_chance(tmp_path: Path) -> None:
     near = {name: row | {"linear": 0.9 if name == "trained" else 0.89} for name, row in ROWS.items()}
     level = probed(run, EVALUATION | {"rows": near}).summary
     assert level.tone == "plain" and "within chance of the best reference" in level.text
+    alone = probed(run, EVALUATION | {"rows": {"trained": ROWS["trained"]}}).summary
+    assert alone.tone == "plain" and alone.text == "Linear probe of clouds 90.0 %, measured without references."

@@ -112,7 +112,10 @@ def chance(own: float, best: float, samples: int) -> float:
 
 def _compare(found: dict[str, Any], title: str, path: Path) -> Verdict:
     """A measure in a sentence; of an accuracy of samples also what chance alone allows."""
-    own, (best, name) = value(found["rows"]["trained"], path) or 0.0, best_reference(found, path)
+    own = value(found["rows"]["trained"], path) or 0.0
+    if len(found["rows"]) == 1:
+        return Verdict(f"{title} {100 * own:.1f} %, measured without references.", "plain")
+    best, name = best_reference(found, path)
     gap, noise, text = 100 * (own - best), 0.0, ""
     if path == ("linear",):
         samples = found["splits"]["test"]
