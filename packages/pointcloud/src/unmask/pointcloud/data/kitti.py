@@ -37,7 +37,7 @@ _INDEX = np.full(1 << 16, -1, np.int64)
 for _i, _numbers in enumerate(_CLASSES.values()):
     _INDEX[list(_numbers)] = _i
 
-P = TypeVar("P", Path, PurePosixPath)
+AnyPath = TypeVar("AnyPath", Path, PurePosixPath)
 _SWEEP = re.compile(r"(?:(?P<recording>.*)/)?velodyne(?:_points/data)?/[^/]+\.bin$", re.IGNORECASE)
 _SEQUENCE = re.compile(r"(?:.*/)?sequences/(\d\d)$")
 
@@ -79,7 +79,7 @@ def _official(recording: str) -> int | None:
     return VAL if number == 8 else TEST if number > 10 else TRAIN
 
 
-def _label_file(sweep: P) -> P:
+def _label_file(sweep: AnyPath) -> AnyPath:
     return sweep.parents[1] / "labels" / f"{sweep.stem}.label"
 
 
