@@ -262,8 +262,8 @@ class GeoMAE(nn.Module):
         """Encode the visible pillars, decode all, and predict the hidden ones."""
         tokens = self.pillar_encoder(batch.points, plan.voxels)  # [pillars, dim]
         latent = self.encoder(tokens[plan.visible], plan.seen)  # [visible, dim]
-        hidden = self.mask_token.to(latent.dtype).expand(len(tokens), -1)
-        x = hidden.index_copy(0, plan.visible, latent)  # [pillars, dim]
+        masked = self.mask_token.to(latent.dtype).expand(len(tokens), -1)  # [pillars, dim]
+        x = masked.index_copy(0, plan.visible, latent)  # [pillars, dim]
 
         outputs: dict[str, Tensor] = {}
         for decoder, names in zip((self.cell_decoder, self.surface_decoder), self._outputs(), strict=True):
