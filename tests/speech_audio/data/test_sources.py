@@ -290,7 +290,7 @@ def test_manifests(tmp_path):
     ]
     for text, message in {
         "": "a folder in the first line, which is empty",
-        f"{tmp_path}/audio\n0.wav 2000": "line 2: expected a path, a tab",
+        f"{tmp_path}/audio\n0.wav 2000": "line 2: expected path<tab>samples",
         f"{tmp_path}/audio\n0.wav\t2000\n0.wav\t2000": "0.wav is there twice",
         f"{tmp_path}/nowhere\n0.wav\t2000": "nowhere, does not exist",
         f"{tmp_path}/audio\n": "lists none",

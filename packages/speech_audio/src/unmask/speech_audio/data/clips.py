@@ -335,8 +335,7 @@ def _check_covers(labels: LabelSet, segments: Segments, members: Int[Tensor, "n"
         source, members = segments.recordings, segments.recording[members].unique()
     ids, lengths = source.ids[members], source.lengths[members]
     names = dict(zip(ids.tolist(), members.tolist(), strict=True))
-    beyond = int(lengths.max()) + 1
-    labels.check_covers(ids, lengths, name, longest=beyond, name_of=lambda sample_id: source.names[names[sample_id]])
+    labels.check_covers(ids, lengths, name, lambda sample_id: source.names[names[sample_id]])
 
 
 def _check_targets(sets: list[LabelSet], settings: Settings) -> None:

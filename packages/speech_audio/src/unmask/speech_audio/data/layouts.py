@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -118,27 +119,24 @@ def common_voice(root: Path) -> Listing | None:
     if not (root / "clips").is_dir():
         return None
     tables = [root / f"{split}.tsv" for split in _COMMON_VOICE if _is_common_voice(root / f"{split}.tsv")]
-    if not tables or not _is_common_voice(root / "train.tsv"):
+    has_splits = root / "train.tsv" in tables
+    if not has_splits:
         tables = [root / "validated.tsv"] if _is_common_voice(root / "validated.tsv") else []
-    names, speakers, texts, given = [], [], [], []
-    for table in tables:
-        lines = _lines(table)
-        columns = {name: i for i, name in enumerate(lines[0].split("\t"))}
-        for line in lines[1:]:
-            cells = line.split("\t")
-            if len(cells) <= max(columns["path"], columns["client_id"]):
-                continue  # the rest of a sentence with a line break in it
-            path = cells[columns["path"]]
-            names.append(f"clips/{path if path.lower().endswith(SUFFIXES) else path + '.mp3'}")
-            speakers.append(cells[columns["client_id"]] or None)
-            texts.append(
-                cells[columns["sentence"]] if "sentence" in columns and columns["sentence"] < len(cells) else None
-            )
-            given.append(split_of(table.stem))
     if not tables:
         return None
-    has_splits = tables[0].stem != "validated"
+    rows = [(split_of(table.stem), row) for table in tables for row in _rows(table)]
+    paths = [row["path"] for _, row in rows]
+    names = [f"clips/{path if path.lower().endswith(SUFFIXES) else path + '.mp3'}" for path in paths]
+    speakers = [row["client_id"] or None for _, row in rows]
+    texts = [row.get("sentence") for _, row in rows]
+    given = [split for split, _ in rows]
     return Listing(names, {"speaker": speakers}, texts, given if has_splits else None, witnesses=tables)
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    """The rows of a Common Voice table; the rest of a sentence with a line break in it is no row."""
+    rows = csv.DictReader(_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [row for row in rows if row["path"] is not None and row["client_id"] is not None]
 
 
 def _first_line(path: Path) -> str:
@@ -159,33 +157,43 @@ def is_manifest(path: Path) -> bool:
     return bool(first) and "\t" not in first
 
 
+def read_manifest(path: Path) -> tuple[Path, list[str], list[int]]:
+    """The folder of a manifest, and the paths below it with their numbers of samples.
+
+    Raises:
+        ValueError: there is no folder in the first line, or another line is not ``path<TAB>samples``.
+    """
+    first, *lines = path.read_text(encoding="utf-8").split("\n")  # as `_lines`, but they are counted in the messages
+    if not first.strip():
+        raise ValueError(f"{path}: expected a folder in the first line, which is empty")
+    names, frames = [], []
+    for i, line in enumerate(lines, 2):
+        name, tab, count = line.rpartition("\t")
+        if not line.strip():
+            continue
+        if not tab or not count.strip().isdecimal():
+            raise ValueError(f"{path}, line {i}: expected path<tab>samples, got {line[:80]!r}")
+        names.append(name)
+        frames.append(int(count))
+    folder = Path(first.strip()).expanduser()
+    return folder if folder.is_absolute() else path.parent / folder, names, frames
+
+
 def manifests(paths: Sequence[Path]) -> tuple[Path, Listing]:
     """The folder and the clips of one manifest, or of several that are named after their splits.
 
     Raises:
-        ValueError: a line is not ``path<TAB>samples``, a path is there twice, or the folders differ; with the reason.
+        ValueError: see `read_manifest`; or a path is there twice, or the folders differ; with the reason.
     """
-    roots, names, frames, given = set(), [], [], []
-    for path in paths:
-        lines = path.read_text(encoding="utf-8").split("\n")  # as `_lines`, but they are counted in the messages
-        if not lines[0].strip():
-            raise ValueError(f"{path}: expected a folder in the first line, which is empty")
-        folder = Path(lines[0].strip()).expanduser()
-        roots.add(folder if folder.is_absolute() else path.parent / folder)
-        for i, line in enumerate(lines[1:], 2):
-            name, tab, count = line.rpartition("\t")
-            if not line.strip():
-                continue
-            if not tab or not count.strip().isdecimal():
-                raise ValueError(f"{path}, line {i}: expected a path, a tab and a number of samples, got {line[:80]!r}")
-            names.append(name)
-            frames.append(int(count))
-            given.append(split_of(path.stem.split("_")[0].split("-")[0]))
+    parts = [read_manifest(path) for path in paths]
+    roots = {root for root, _, _ in parts}
     if len(roots) != 1:
         raise ValueError(f"the manifests name different folders: {', '.join(sorted(map(str, roots)))}")
+    names = [name for _, part, _ in parts for name in part]
     if len(set(names)) < len(names):
-        twice = Counter(names).most_common(1)[0][0]
-        raise ValueError(f"{twice} is there twice")
-    root = roots.pop()
-    splits = given if len(paths) > 1 and None not in given else None
-    return root, Listing(names, {}, None, splits, frames, list(paths))
+        raise ValueError(f"{Counter(names).most_common(1)[0][0]} is there twice")
+    splits = [split_of(re.split("[_-]", path.stem)[0]) for path in paths]
+    given = [split for split, (_, part, _) in zip(splits, parts, strict=True) for _ in part]
+    frames = [count for _, _, counts in parts for count in counts]
+    named = len(paths) > 1 and None not in given
+    return roots.pop(), Listing(names, {}, None, given if named else None, frames, list(paths))

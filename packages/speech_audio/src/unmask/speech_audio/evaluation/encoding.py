@@ -20,7 +20,7 @@ from unmask.core.training.position import batches
 from unmask.speech_audio.data.clips import AudioBatch, Clips, Settings, collate
 from unmask.speech_audio.data.frames import SAMPLE_RATE, num_frames
 from unmask.speech_audio.evaluation.detail import Detail, Moments
-from unmask.speech_audio.targets.features import LogMel, Mfcc
+from unmask.speech_audio.targets.features import log_mel, mfcc
 
 SHORTEST = 0.1  # seconds; shorter clips than those that are trained on are probed too
 BATCH_SECONDS = 30.0  # of padded audio encoded at a time
@@ -150,9 +150,8 @@ def _pool(
 
 
 def _baselines(batch: AudioBatch) -> dict[str, list[Float[Tensor, "frames dim"]]]:
-    mfcc, logmel = Mfcc(), LogMel()
     waves = [audio[:length] for audio, length in zip(batch.audio, batch.lengths.tolist(), strict=True)]
-    return {"mfcc": [mfcc(wave) for wave in waves], "logmel": [logmel(wave) for wave in waves]}
+    return {"mfcc": [mfcc(wave) for wave in waves], "logmel": [log_mel(wave) for wave in waves]}
 
 
 def _choose_frames(

@@ -12,7 +12,7 @@ import torch
 from unmask.core.training.measure import peak_bytes
 from unmask.core.training.stages import Bench, Cost
 from unmask.speech_audio.data.frames import SAMPLE_RATE
-from unmask.speech_audio.targets.clustering import fit_kmeans, readable
+from unmask.speech_audio.targets.clustering import fit_residual, readable
 from unmask.speech_audio.targets.features import Feature, log_f0
 from unmask.speech_audio.targets.make import TargetSettings, make_feature
 
@@ -96,7 +96,7 @@ def _kmeans(target: TargetSettings, width: int) -> tuple[float, float]:
     for passes in (3, 3, 8):  # the first warms up
         settings = replace(target.kmeans, n_init=1, batch=rows, max_iter=passes, max_no_improvement=passes)
         began = time.perf_counter()
-        fit_kmeans(frames, target.clusters, seed=0, settings=settings)
+        fit_residual(frames, target.clusters, seed=0, settings=settings)
         times.append(time.perf_counter() - began)
     batch = max(times[2] - times[1], 0.0) / 5
     return max(times[1] - 3 * batch, 0.0) / rows, batch / rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,15 @@ from unmask.speech_audio.targets.clustering import (
 )
 from unmask.speech_audio.targets.codebook import Codebook, averaged
 from unmask.speech_audio.targets.diagnostics import diagnose
-from unmask.speech_audio.targets.features import Feature, LayerFeatures, LogMel, Mfcc, MfccProsody, Prosody
+from unmask.speech_audio.targets.features import (
+    MFCC,
+    MFCC_PROSODY,
+    PROSODY,
+    Feature,
+    LayerFeatures,
+    WaveformFeature,
+    log_mel,
+)
 from unmask.speech_audio.targets.labels import LabelWriter, check_free
 
 __all__ = ["KMeansSettings", "TargetSettings", "fit_codebook", "make_feature", "make_labels"]
@@ -106,13 +115,13 @@ def make_feature(target: TargetSettings, encoder: Any = None, device: torch.devi
                 raise UnmaskError("labels of kind 'layer' need an encoder: give the run or checkpoint to take it from")
             return LayerFeatures(encoder, target.layers, device)
         case "log_mel":
-            return LogMel(target.bins)
+            return WaveformFeature(f"log_mel {target.bins}", target.bins, partial(log_mel, bins=target.bins))
         case "mfcc_prosody":
-            return MfccProsody()
+            return MFCC_PROSODY
         case "prosody":
-            return Prosody()
+            return PROSODY
         case "mfcc":
-            return Mfcc()
+            return MFCC
 
 
 def fit_codebook(target: TargetSettings, feature: Feature, clips: Any, *, seed: int) -> Codebook:
