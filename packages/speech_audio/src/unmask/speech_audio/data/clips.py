@@ -36,17 +36,8 @@ from unmask.speech_audio.data.segments import Segments, cut, describe, whole
 from unmask.speech_audio.data.sources import CLIPS, Source, open_source
 
 __all__ = [
-    "AudioBatch",
-    "Clips",
-    "Problem",
-    "Sample",
-    "Settings",
-    "SourceError",
-    "Target",
-    "collate",
-    "open_split",
-    "resolve",
-]
+    "AudioBatch", "Clips", "Problem", "Sample", "Settings", "SourceError", "Target", "collate", "open_split", "resolve",
+]  # fmt: skip
 
 _CROP, _CUT = stable_id("crop"), stable_id("cut to the shortest")
 _EPSILON = 1e-5  # torch's layer_norm, which the released recipe normalises with
@@ -140,10 +131,10 @@ class Clips(SplitDataset[Sample]):
         self.labels = {key: found[members] for key, found in source.attributes.items()}
         self.classes = source.values
         self.texts: list[str | None] = [source.texts[i] if source.texts else None for i in members.tolist()]
-        self._sets = [LabelSet.open(folder) for folder in settings.label_sets]
-        if self._sets and settings.targets is not None:
-            _check_targets(self._sets, settings)
-        self._whole_sets = [not labels.has_all(self.ids) for labels in self._sets]  # by recording
+        sets = [LabelSet.open(folder) for folder in settings.label_sets]
+        if sets and settings.targets is not None:
+            _check_targets(sets, settings)
+        self._sets = [(labels, not labels.has_all(self.ids)) for labels in sets]  # and whether by recording
         self._clipped = torch.zeros(len(members)).share_memory_()
 
     def view(self, rows: Int[Tensor, "m"] | slice = slice(None), *, seed: int = 0, augment: bool = False) -> Clips:
@@ -171,30 +162,28 @@ class Clips(SplitDataset[Sample]):
         """The batch of several (index, visit): what `collate` makes of them one by one."""
         return collate([self[item] for item in items])
 
-    def _sample(self, place: int, key: SampleKey) -> Sample:
-        total, length = int(self.whole_lengths[place]), int(self.lengths[place])
+    def _sample(self, index: int, key: SampleKey) -> Sample:
+        total, length = int(self.whole_lengths[index]), int(self.lengths[index])
         start = 0
         if self.augment and total > length:
             start = int(key.stream(_CROP).uniform(1)[0] * (total - length + 1))
         if self.settings.normalise:
-            audio = self.waveform(place)[start : start + length]
+            audio = self.waveform(index)[start : start + length]
         else:
-            audio = self._read(place, start, start + length)
-        sample_id = int(self.ids[place])
-        labels = tuple(self._labels(place, which) for which in range(len(self._sets)))
-        rates = tuple(labels.rate for labels in self._sets)
+            audio = self._read(index, start, start + length)
+        labels = tuple(self._labels(index, labels, whole) for labels, whole in self._sets)
+        rates = tuple(labels.rate for labels, _ in self._sets)
         planned = [target for target in self.settings.targets or () if target.digest == PLANNED]
         if planned and not self._sets:
             rates = tuple(target.rate for target in planned)
             labels = tuple(np.zeros((int(total * rate / SAMPLE_RATE) + 1, 1), np.int32) for rate in rates)
         cut = key.stream(_CUT) if self.augment else None
-        return Sample(audio, sample_id, start, labels, rates, cut, self.settings.batching)
+        return Sample(audio, int(self.ids[index]), start, labels, rates, cut, self.settings.batching)
 
-    def _labels(self, place: int, which: int) -> Int[np.ndarray, "frames streams"]:
-        labels = self._sets[which]
-        if not self._whole_sets[which]:
-            return labels.get(int(self.ids[place]))
-        member = self._members[place]
+    def _labels(self, index: int, labels: LabelSet, by_recording: bool) -> Int[np.ndarray, "frames streams"]:
+        if not by_recording:
+            return labels.get(int(self.ids[index]))
+        member = self._members[index]
         start = int(self.segments.starts[member]) * labels.rate / SAMPLE_RATE
         return labels.get(int(self.segments.recordings.ids[self.segments.recording[member]]))[int(start) :]
 
@@ -213,10 +202,10 @@ class Clips(SplitDataset[Sample]):
             return audio
         return torch.nn.functional.layer_norm(audio, audio.shape, eps=_EPSILON)
 
-    def _read(self, place: int, start: int, stop: int) -> Float[Tensor, "samples"]:
-        sound = self._sound(place, start, stop)
+    def _read(self, index: int, start: int, stop: int) -> Float[Tensor, "samples"]:
+        sound = self._sound(index, start, stop)
         if sound.clipped > CLIPPED_SHARE:
-            self._clipped[place] = sound.clipped
+            self._clipped[index] = sound.clipped
         return sound.audio
 
     @property
@@ -228,17 +217,17 @@ class Clips(SplitDataset[Sample]):
     def warnings(self) -> list[Problem]:
         """Clips of this split that were used and may not be what was meant: those that are clipped, as far as read."""
         return [
-            Problem(self._name(place), f"clipped: {100 * float(self._clipped[place]):.1f} % of samples at full scale")
-            for place in self._clipped.nonzero()[:, 0].tolist()
+            Problem(self._name(index), f"clipped: {100 * float(self._clipped[index]):.1f} % of samples at full scale")
+            for index in self._clipped.nonzero()[:, 0].tolist()
         ]
 
     def notes(self, batch_size: int) -> list[str]:
         """What to say before training: what there is, and how much of it an epoch in batches of `batch_size` hears."""
-        found = describe(
+        text = describe(
             self.segments, self._members, self.lengths, longest=self.settings.max_seconds, batch_size=batch_size,
             to_shortest=self.settings.batching == "crop",
         )  # fmt: skip
-        return [f"to train on: {found}", *super().notes(batch_size)]
+        return [f"to train on: {text}", *super().notes(batch_size)]
 
     @property
     def recordings(self) -> Int[Tensor, "n"]:
@@ -261,32 +250,23 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     """
     if settings.label_sets and settings.targets is None:
         settings = resolve(settings)
-    return _split(settings, split, seed=seed, augment=augment)
-
-
-def _segments(recordings: Source, settings: Settings) -> Segments:
+    recordings = open_source(settings.source, settings.corrupt)
     if settings.long == "crop":
-        return whole(recordings)
-    return cut(recordings, settings.min_samples, settings.max_samples, settings.val_share)
-
-
-def _split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = False) -> Clips:
-    segments = _segments(open_source(settings.source, settings.corrupt), settings)
+        segments = whole(recordings)
+    else:
+        segments = cut(recordings, settings.min_samples, settings.max_samples, settings.val_share)
     source = segments.source
     long_enough = source.lengths >= settings.min_samples
     if not long_enough.any():
-        raise SourceError(_nothing(source, settings))
+        longest = float(source.lengths.max()) / SAMPLE_RATE
+        raise SourceError(
+            f"{settings.source}: all {len(source.names)} clips are shorter than data.min_seconds="
+            f"{settings.min_seconds:g}; the longest lasts {longest:.2f} s. Set data.min_seconds lower, or give longer "
+            "recordings."
+        )
     short = f"Those of this split are all shorter than data.min_seconds={settings.min_seconds:g}: set it lower."
     members = members_of(source, split, settings.val_share, settings.source, CLIPS, long_enough, short)
     return Clips(segments, members, settings, seed=seed, augment=augment)
-
-
-def _nothing(source: Source, settings: Settings) -> str:
-    longest = float(source.lengths.max()) / SAMPLE_RATE
-    return (
-        f"{settings.source}: all {len(source.names)} clips are shorter than data.min_seconds={settings.min_seconds:g}; "
-        f"the longest lasts {longest:.2f} s. Set data.min_seconds lower, or give longer recordings."
-    )
 
 
 def _too_short(source: Source, settings: Settings) -> list[Problem]:
@@ -309,7 +289,7 @@ def resolve(settings: Settings) -> Settings:
         LabelError: a label set is missing, damaged, or of other clips or another rate.
         UnmaskError: a label set is not the one whose targets `settings` holds.
     """
-    train = _split(replace(settings, label_sets=()), "train")
+    train = open_split(replace(settings, label_sets=()), "train")
     train[0, 0]
     if not all(part in CLIPS.sets for part in settings.source.split("+")):
         settings = absolute(settings)
@@ -339,11 +319,10 @@ def _check_covers(labels: LabelSet, segments: Segments, members: Int[Tensor, "n"
 
 
 def _check_targets(sets: list[LabelSet], settings: Settings) -> None:
-    found = tuple(target for labels in sets for target in labels.targets)
-    if found != settings.targets:
-        wanted = ", ".join(f"{t.name} ({t.classes} classes, codebook {t.digest})" for t in settings.targets or ())
-        got = ", ".join(f"{t.name} ({t.classes} classes, codebook {t.digest})" for t in found)
+    given, wanted = [target for labels in sets for target in labels.targets], list(settings.targets or ())
+    if given != wanted:
+        texts = [", ".join(f"{t.name} ({t.classes} classes, codebook {t.digest})" for t in x) for x in (given, wanted)]
         raise UnmaskError(
-            f"the label sets {', '.join(settings.label_sets)} hold {got}; the run was made with {wanted}. "
+            f"the label sets {', '.join(settings.label_sets)} hold {texts[0]}; the run was made with {texts[1]}. "
             "Put the old label sets back, or start a new run"
         )

@@ -216,8 +216,7 @@ def _check_whole(stream: BinaryIO, head: bytes, size: int) -> None:
     if head[:4] == b"OggS":
         stream.seek(max(size - 65_536, 0))
         tail = stream.read(65_536)  # no page is longer than 65,307 bytes
-        page = tail[
-            tail.rfind(b"OggS") :
-        ]  # flags in byte 5 (4: the last page), pieces in byte 26, their sizes after it
+        # In a page, flags are in byte 5 (4: the last page), the number of pieces in byte 26, and their sizes after it.
+        page = tail[tail.rfind(b"OggS") :]
         if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
             raise CorruptSampleError("cut off: the last page of the ogg stream is missing")

@@ -26,7 +26,7 @@ from unmask.speech_audio.data.decode import SUFFIXES
 
 _LIBRISPEECH = re.compile(r"(?:^|.*/)(\d+)/(\d+)/\1([-_])\2\3\d+\.\w+$")
 _LIBRILIGHT = re.compile(r"(?:^|.*/)(\d+)/[^/]+/[^/]+\.\w+$")
-_NEARLY = 0.99  # of the files
+_NEARLY = 0.99  # of the files: a stray one in a hundred must not cost the others their speakers
 _COMMON_VOICE = ("train", "dev", "test")
 
 Values = list[str | None]
@@ -63,25 +63,19 @@ def describe(root: Path, names: list[str], others: set[str]) -> Listing:
     """
     if not names:
         return Listing(names)
-    matches = [_LIBRISPEECH.match(name) for name in names]
-    if _nearly_all(matches):
+    described = {name.removesuffix(".json") for name in others if name.endswith(".json")}
+    librispeech = [_LIBRISPEECH.match(name) for name in names]
+    librilight = [_LIBRILIGHT.match(name) if name.rpartition(".")[0] in described else None for name in names]
+    for matches in (librispeech, librilight):
+        if sum(match is not None for match in matches) < _NEARLY * len(matches):
+            continue
         texts = _transcripts(root, [name for name in others if name.endswith((".trans.txt", "transcripts.txt"))])
         said: Values = [texts.get(Path(name).stem) for name in names]
         speakers: Values = [match[1] if match else None for match in matches]
         return Listing(names, {"speaker": speakers}, said if any(said) else None, _prefix_splits(names, matches))
-    matches = [_LIBRILIGHT.match(name) for name in names]
-    matches = [m if f"{n.rpartition('.')[0]}.json" in others else None for n, m in zip(names, matches, strict=True)]
-    if _nearly_all(matches):
-        speakers = [match[1] if match else None for match in matches]
-        return Listing(names, {"speaker": speakers}, None, _prefix_splits(names, matches))
     given, rest = split_folders(names)
     classes = _class_folders(rest)
     return Listing(names, {"class": classes} if classes else {}, None, given)
-
-
-def _nearly_all(matches: list[re.Match[str] | None]) -> bool:
-    """Whether names follow a layout; a stray file in a hundred must not cost the others their speakers."""
-    return sum(match is not None for match in matches) >= _NEARLY * len(matches)
 
 
 def _prefix_splits(names: list[str], matches: list[re.Match[str] | None]) -> list[int | None] | None:

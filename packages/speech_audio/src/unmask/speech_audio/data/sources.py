@@ -107,7 +107,20 @@ def open_source(source: str, corrupt: str) -> Source:
 
 @lru_cache(maxsize=2)
 def _open_sets(names: tuple[str, ...], cache: Path) -> Source:
-    return _join([_embedded(name) for name in names])
+    """Embedded sets, joined where there are several; what one of them does not know is -1."""
+    sets = [load(name) for name in names]
+    keys = dict.fromkeys(key for found in sets for key in found.labels)
+    columns = {key: [v for found in sets for v in found.labels.get(key, [None] * len(found.names))] for key in keys}
+    attributes, values = index_labels(columns)
+    return Source(
+        names=[name for found in sets for name in found.names],
+        lengths=torch.cat([torch.from_numpy(np.diff(found.audio.offsets)) for found in sets]),
+        read=JoinedReader(sets, [len(found.names) for found in sets]),
+        attributes=attributes,
+        values=values,
+        texts=[text for found in sets for text in found.texts],
+        codes=torch.cat([found.codes for found in sets]),
+    )
 
 
 def _open_place(place: Place) -> Source:
@@ -154,7 +167,7 @@ def _open_files(root: Path, listing: Listing) -> Source:
     attributes, values = index_labels({key: take(column, good) for key, column in listing.labels.items()})
     return Source(
         names=names,
-        lengths=_lengths(known),
+        lengths=torch.tensor([header.samples for header in known], dtype=torch.int64),
         read=HeaderReader(FileReader(root, names, decode), known),
         attributes=attributes,
         values=values,
@@ -162,10 +175,6 @@ def _open_files(root: Path, listing: Listing) -> Source:
         given=None if listing.given is None else take(listing.given, good),
         problems=problems,
     )
-
-
-def _lengths(headers: Sequence[Header]) -> Int[Tensor, "n"]:
-    return torch.tensor([header.samples for header in headers], dtype=torch.int64)
 
 
 def _agrees(header: Header | str, count: int) -> Header | str:
@@ -198,49 +207,11 @@ def _open_shards(place: Place, shards: list[str]) -> Source:
     known = [Header(**member.facts) for member in members]
     return Source(
         names=names,
-        lengths=_lengths(known),
+        lengths=torch.tensor([header.samples for header in known], dtype=torch.int64),
         read=HeaderReader(ShardReader(place.root, members, decode), known),
         attributes=attributes,
         values=values,
         texts=[member.about.get("text") for member in members],
         given=split_packs(names, [member.shard for member in members]),
         problems=problems,
-    )
-
-
-def _embedded(name: str) -> Source:
-    found = load(name)
-    attributes, values = index_labels(found.labels)
-    return Source(
-        names=found.names,
-        lengths=torch.from_numpy(np.diff(found.audio.offsets)),
-        read=found,
-        attributes=attributes,
-        values=values,
-        texts=found.texts,
-        codes=found.codes,
-    )
-
-
-def _join(joined: list[Source]) -> Source:
-    """Several embedded sets as one; what one of them does not know is -1."""
-    if len(joined) == 1:
-        return joined[0]
-    columns: dict[str, Values] = {key: [] for source in joined for key in source.attributes}
-    for source in joined:
-        for key, column in columns.items():
-            known = source.attributes.get(key)
-            if known is None:
-                column += [None] * len(source.names)
-            else:
-                column += [None if i < 0 else source.values[key][i] for i in known.tolist()]
-    attributes, values = index_labels(columns)
-    return Source(
-        names=[name for source in joined for name in source.names],
-        lengths=torch.cat([source.lengths for source in joined]),
-        read=JoinedReader([source.read for source in joined], [len(source.names) for source in joined]),
-        attributes=attributes,
-        values=values,
-        texts=[text for source in joined for text in source.texts],
-        codes=torch.cat([source.codes for source in joined if source.codes is not None]),
     )

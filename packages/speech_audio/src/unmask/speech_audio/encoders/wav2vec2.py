@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from unmask.core.errors import UnmaskError
+from unmask.core.method import Features
 from unmask.core.nn.transformer import Block, Norm
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, num_frames
 
@@ -326,6 +327,16 @@ class SpeechEncoder(nn.Module):
         return states
 
 
+def encode(encoder: SpeechEncoder, audio: Float[Tensor, "batch samples"], lengths: Int[Tensor, "batch"]) -> Features:
+    """One vector per 20 ms, nothing hidden; ``valid`` is False past a clip's end, and ``pooled`` leaves that out."""
+    tokens = encoder(audio, lengths)  # [batch, frames, dim]
+    return Features(tokens, (tokens.shape[1],), valid=frame_mask(audio.shape[1], lengths))
+
+
+@overload
+def frame_mask(samples: int, lengths: Int[Tensor, "batch"]) -> Bool[Tensor, "batch frames"]: ...
+@overload
+def frame_mask(samples: int, lengths: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch frames"] | None: ...
 def frame_mask(samples: int, lengths: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch frames"] | None:
     """True at the frames of a padded batch that are no padding; None where no lengths are given."""
     if lengths is None:

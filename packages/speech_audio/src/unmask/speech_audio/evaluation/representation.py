@@ -1,7 +1,7 @@
 """The task ``representation`` of speech and sound.
 
 Four things are measured in the same way: the trained encoder, the same encoder at random initialisation, MFCC and
-log-mel energies. `unmask.speech_audio.evaluation.probes` and `unmask.speech_audio.evaluation.detail` say how.
+log-mel energies. `unmask.core.evaluation.attributes` and `unmask.speech_audio.evaluation.detail` say how.
 """
 
 from __future__ import annotations
@@ -16,24 +16,17 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.attributes import SPLITS, Task, make_task, probe, probe_within
 from unmask.core.evaluation.knn import KNN
 from unmask.core.evaluation.linear import LinearProbe
 from unmask.core.evaluation.run import Job
+from unmask.core.evaluation.samples import spread
 from unmask.core.evaluation.weighted import WeightedProbe
 from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import Clips, Settings, SourceError, open_split
-from unmask.speech_audio.evaluation import detail as acoustic
-from unmask.speech_audio.evaluation.detail import Detail
+from unmask.speech_audio.evaluation.detail import Detail, score
 from unmask.speech_audio.evaluation.encoding import ClipFeatures, encode_clips
-from unmask.speech_audio.evaluation.probes import (
-    SPLITS,
-    Task,
-    make_task,
-    probe,
-    probe_within,
-    spread,
-)
 from unmask.speech_audio.evaluation.tables import ROWS
 from unmask.speech_audio.evaluation.tables import measures as measures
 from unmask.speech_audio.evaluation.tables import study_table as study_table
@@ -99,7 +92,7 @@ def measure(job: Job) -> dict[str, Any]:
 def _parts(settings: Settings, seed: int) -> tuple[dict[str, _Part], list[str]]:
     """What is measured of each split, and which splits had to be held out of the training clips."""
     train = open_split(settings, "train")
-    order = Key.of(seed, train.ids).stream("measured clips").bits(1)[:, 0].argsort()
+    order = _ranked(train, seed)
     found: dict[str, Clips] = {}
     others: tuple[Literal["test", "val"], ...] = ("test", "val")
     for other in others:
@@ -112,7 +105,7 @@ def _parts(settings: Settings, seed: int) -> tuple[dict[str, _Part], list[str]]:
     parts: dict[str, _Part] = {}
     for name in held_out:
         parts[name], order = _Part(train, order[:count]), order[count:]
-    parts |= {name: _Part(clips, _measured(clips, seed)) for name, clips in found.items()}
+    parts |= {name: _Part(clips, _ranked(clips, seed)[:MOST_CLIPS].sort().values) for name, clips in found.items()}
     parts["train"] = _Part(train, order[:MOST_CLIPS].sort().values)
     empty = [name for name in SPLITS if not len(parts[name].index)]
     if empty:
@@ -123,9 +116,9 @@ def _parts(settings: Settings, seed: int) -> tuple[dict[str, _Part], list[str]]:
     return {name: parts[name] for name in SPLITS}, held_out
 
 
-def _measured(clips: Clips, seed: int) -> Int[Tensor, "n"]:
-    rank = Key.of(seed, clips.ids).stream("measured clips").bits(1)[:, 0]
-    return rank.argsort()[:MOST_CLIPS].sort().values
+def _ranked(clips: Clips, seed: int) -> Int[Tensor, "n"]:
+    """Indices of clips in an order that follows from seed and clip ids."""
+    return Key.of(seed, clips.ids).stream("measured clips").bits(1)[:, 0].argsort()
 
 
 def _encode(
@@ -201,8 +194,8 @@ def _rows(features: Features, tasks: _Tasks, protocol: Detail | None) -> dict[st
             moments = [found[s].detail for s in SPLITS]
             if protocol is not None and all(m is not None for m in moments):
                 train, val, test = (m for m in moments if m is not None)
-                row["detail"] = acoustic.as_result(acoustic.score(train, val, test, protocol), test)
-            rows[name] = row | spread(found["train"])
+                row["detail"] = score(train, val, test, protocol)
+            rows[name] = row | spread(found["train"].last)
     return rows
 
 

@@ -147,6 +147,4 @@ def encoder_at(path: str | Path | None) -> PretrainedEncoder:
     """
     if not path:
         raise UnmaskError("no weights are shipped; give the path of a run, an exported or a transformers directory")
-    place = Path(path)
-    described = any((place.parent / name).is_file() for name in ("recipe.yaml", "config.json"))
-    return load(place.parent if place.name == "model.safetensors" and place.is_file() and described else path)
+    return load(path)

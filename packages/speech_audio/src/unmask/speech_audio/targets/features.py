@@ -138,8 +138,10 @@ class WaveformFeature:
 
 
 MFCC = WaveformFeature("mfcc", 39, mfcc)
-PROSODY = WaveformFeature("prosody", 4, prosody)
-MFCC_PROSODY = WaveformFeature("mfcc_prosody", 42, mfcc_prosody)
+FIXED = {  # without settings of their own, by name
+    feature.name: feature
+    for feature in (MFCC, WaveformFeature("prosody", 4, prosody), WaveformFeature("mfcc_prosody", 42, mfcc_prosody))
+}
 
 
 def log_energy(waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames"]:

@@ -33,15 +33,7 @@ from unmask.speech_audio.targets.clustering import (
 )
 from unmask.speech_audio.targets.codebook import Codebook, averaged
 from unmask.speech_audio.targets.diagnostics import diagnose
-from unmask.speech_audio.targets.features import (
-    MFCC,
-    MFCC_PROSODY,
-    PROSODY,
-    Feature,
-    LayerFeatures,
-    WaveformFeature,
-    log_mel,
-)
+from unmask.speech_audio.targets.features import FIXED, Feature, LayerFeatures, WaveformFeature, log_mel
 from unmask.speech_audio.targets.labels import LabelWriter, check_free
 
 __all__ = ["KMeansSettings", "TargetSettings", "fit_codebook", "make_feature", "make_labels"]
@@ -109,19 +101,13 @@ def make_feature(target: TargetSettings, encoder: Any = None, device: torch.devi
     Raises:
         UnmaskError: an encoder is missing, or does not have a layer.
     """
-    match target.kind:
-        case "layer":
-            if encoder is None:
-                raise UnmaskError("labels of kind 'layer' need an encoder: give the run or checkpoint to take it from")
-            return LayerFeatures(encoder, target.layers, device)
-        case "log_mel":
-            return WaveformFeature(f"log_mel {target.bins}", target.bins, partial(log_mel, bins=target.bins))
-        case "mfcc_prosody":
-            return MFCC_PROSODY
-        case "prosody":
-            return PROSODY
-        case "mfcc":
-            return MFCC
+    if target.kind == "layer":
+        if encoder is None:
+            raise UnmaskError("labels of kind 'layer' need an encoder: give the run or checkpoint to take it from")
+        return LayerFeatures(encoder, target.layers, device)
+    if target.kind == "log_mel":
+        return WaveformFeature(f"log_mel {target.bins}", target.bins, partial(log_mel, bins=target.bins))
+    return FIXED[target.kind]
 
 
 def fit_codebook(target: TargetSettings, feature: Feature, clips: Any, *, seed: int) -> Codebook:
