@@ -60,7 +60,7 @@ class AudioBatch:
 def collate(samples: Sequence[Sample] | AudioBatch) -> AudioBatch:
     """Samples of one dataset as a batch; a batch that the dataset made itself passes through.
 
-    In ``crop`` mode every clip is cut to the batch's shortest, at a place that its key and that length decide.
+    In ``crop`` mode every clip is cut to the batch's shortest, at a position that its key and that length decide.
     """
     if isinstance(samples, AudioBatch):
         return samples

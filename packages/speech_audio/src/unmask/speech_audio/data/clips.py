@@ -33,7 +33,7 @@ from unmask.speech_audio.data.decode import CLIPPED_SHARE, Sound
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, SAMPLE_RATE
 from unmask.speech_audio.data.labels import PLANNED, LabelSet, Target
 from unmask.speech_audio.data.segments import Segments, cut, describe, whole
-from unmask.speech_audio.data.sources import CLIPS, Source, open_source
+from unmask.speech_audio.data.sources import CLIPS, open_source
 
 __all__ = [
     "AudioBatch", "Clips", "Problem", "Sample", "Settings", "SourceError", "Target", "collate", "open_split", "resolve",
@@ -56,7 +56,7 @@ class Settings:
         max_seconds: longest clip that a model is given.
         long: of recordings longer than that, ``segments`` makes several clips, so that an epoch hears all of them (see
             `unmask.speech_audio.data.segments`); ``crop`` takes `max_seconds` of each, as the released recipe does: at
-            a random place in training and at the start otherwise.
+            a random position in training and at the start otherwise.
         batching: ``pad`` fills a batch's clips up to the longest with zeros; ``crop`` cuts them to the shortest, as
             the released recipe does. What a clip shows then depends on the batch that it is in.
         normalise: each clip (with ``segments``, each segment) to mean 0 and variance 1 over all its samples, before it
@@ -65,7 +65,7 @@ class Settings:
         val_share: share of the training clips set aside where the data have no val split (and again for test where
             they have labels or speakers and no test split). Embedded sets have fixed splits.
         label_sets: folders of label sets; their targets are concatenated.
-        targets: what `resolve` found in the label sets; never written by hand. Those of a dry run, before any labels
+        targets: of the label sets; filled in by `resolve`, never written by hand. Those of a dry run, before any labels
             are made, are marked as planned, and all their labels are 0.
     """
 
@@ -112,7 +112,7 @@ class Clips(SplitDataset[Sample]):
         members: which of them belong to the split, all of them long enough.
         settings: resolved, where there are label sets.
         seed: of the crops.
-        augment: crop long clips at random places; else at the start.
+        augment: crop long clips at random positions; else at the start.
     """
 
     kind = CLIPS
@@ -128,7 +128,7 @@ class Clips(SplitDataset[Sample]):
         self.segments = segments
         self.whole_lengths: Int[Tensor, "n"] = source.lengths[members]
         self.lengths: Int[Tensor, "n"] = self.whole_lengths.clamp(max=settings.max_samples)
-        self.labels = {key: found[members] for key, found in source.attributes.items()}
+        self.labels = {key: indices[members] for key, indices in source.attributes.items()}
         self.classes = source.values
         self.texts: list[str | None] = [source.texts[i] if source.texts else None for i in members.tolist()]
         sets = [LabelSet.open(folder) for folder in settings.label_sets]
@@ -152,10 +152,7 @@ class Clips(SplitDataset[Sample]):
 
     def read_plain(self, index: int) -> Sound:
         """A whole clip as it is stored."""
-        return self._sound(index, 0, int(self.whole_lengths[index]))
-
-    def _sound(self, index: int, start: int, stop: int) -> Sound:
-        sound: Sound = self._source.read(int(self._members[index]), start, stop)
+        sound: Sound = self._source.read(int(self._members[index]), 0, int(self.whole_lengths[index]))
         return sound
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> AudioBatch:
@@ -203,7 +200,7 @@ class Clips(SplitDataset[Sample]):
         return torch.nn.functional.layer_norm(audio, audio.shape, eps=_EPSILON)
 
     def _read(self, index: int, start: int, stop: int) -> Float[Tensor, "samples"]:
-        sound = self._sound(index, start, stop)
+        sound: Sound = self._source.read(int(self._members[index]), start, stop)
         if sound.clipped > CLIPPED_SHARE:
             self._clipped[index] = sound.clipped
         return sound.audio
@@ -211,7 +208,11 @@ class Clips(SplitDataset[Sample]):
     @property
     def problems(self) -> list[Problem]:
         """Clips that are left out: unreadable or too short on opening (any split), or not decodable (this split)."""
-        return [*_too_short(self.segments.source, self.settings), *super().problems]
+        source, least = self.segments.source, self.settings.min_samples
+        seconds = {i: int(source.lengths[i]) / SAMPLE_RATE for i in (source.lengths < least).nonzero()[:, 0].tolist()}
+        wanted = f"less than {least / SAMPLE_RATE:g} s"
+        short = [Problem(source.names[i], f"too short: {length:.2f} s, {wanted}") for i, length in seconds.items()]
+        return [*short, *super().problems]
 
     @property
     def warnings(self) -> list[Problem]:
@@ -243,7 +244,7 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
         split: all segments of a recording are in one; ``all`` is every clip, also those that were dropped because they
             are twice in the set.
         seed: of the crops.
-        augment: crop long clips at random places; else at the start.
+        augment: crop long clips at random positions; else at the start.
 
     Raises:
         SourceError: there are no clips, or none in this split.
@@ -267,15 +268,6 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     short = f"Those of this split are all shorter than data.min_seconds={settings.min_seconds:g}: set it lower."
     members = members_of(source, split, settings.val_share, settings.source, CLIPS, long_enough, short)
     return Clips(segments, members, settings, seed=seed, augment=augment)
-
-
-def _too_short(source: Source, settings: Settings) -> list[Problem]:
-    short = (source.lengths < settings.min_samples).nonzero()[:, 0].tolist()
-    wanted = settings.min_samples / SAMPLE_RATE
-    return [
-        Problem(source.names[i], f"too short: {int(source.lengths[i]) / SAMPLE_RATE:.2f} s, less than {wanted:g} s")
-        for i in short
-    ]
 
 
 def resolve(settings: Settings) -> Settings:

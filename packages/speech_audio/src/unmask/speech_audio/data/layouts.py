@@ -53,23 +53,24 @@ class Listing:
     witnesses: list[Path] = field(default_factory=list)
 
 
-def describe(root: Path, names: list[str], others: set[str]) -> Listing:
+def describe(root: Path, names: list[str], other_files: set[str]) -> Listing:
     """The layout of the sound files `names` below a folder.
 
     Args:
         root: the folder.
         names: paths of the sound files below it.
-        others: paths of all other files below it.
+        other_files: paths of all other files below it.
     """
     if not names:
         return Listing(names)
-    described = {name.removesuffix(".json") for name in others if name.endswith(".json")}
+    described = {name.removesuffix(".json") for name in other_files if name.endswith(".json")}
     librispeech = [_LIBRISPEECH.match(name) for name in names]
     librilight = [_LIBRILIGHT.match(name) if name.rpartition(".")[0] in described else None for name in names]
     for matches in (librispeech, librilight):
         if sum(match is not None for match in matches) < _NEARLY * len(matches):
             continue
-        texts = _transcripts(root, [name for name in others if name.endswith((".trans.txt", "transcripts.txt"))])
+        transcripts = [name for name in other_files if name.endswith((".trans.txt", "transcripts.txt"))]
+        texts = _transcripts(root, transcripts)
         said: Values = [texts.get(Path(name).stem) for name in names]
         speakers: Values = [match[1] if match else None for match in matches]
         return Listing(names, {"speaker": speakers}, said if any(said) else None, _prefix_splits(names, matches))

@@ -112,8 +112,8 @@ class _Reader:
     starts: Int[Tensor, "n"]
 
     def __call__(self, index: int, start: int, stop: int) -> Sound:
-        at = int(self.starts[index])
-        return self.read(int(self.recording[index]), at + start, at + stop)
+        offset = int(self.starts[index])
+        return self.read(int(self.recording[index]), offset + start, offset + stop)
 
 
 def describe(

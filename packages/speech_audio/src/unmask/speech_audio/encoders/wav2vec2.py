@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -302,7 +302,7 @@ class SpeechEncoder(nn.Module):
                 frame has no meaningful features.
         """
         features = self.waveform_features(audio, lengths)  # [batch, frames, channels]
-        return self.contextualise(features, frame_mask(audio.shape[1], lengths))
+        return self.contextualise(features, None if lengths is None else frame_mask(audio.shape[1], lengths))
 
     def states(
         self,
@@ -318,7 +318,7 @@ class SpeechEncoder(nn.Module):
             final_norm: for pre-norm, apply the final LayerNorm to the last one. HuBERT's clustering takes a layer
                 without it.
         """
-        valid = frame_mask(audio.shape[1], lengths)
+        valid = None if lengths is None else frame_mask(audio.shape[1], lengths)
         states = [self._embed(self.waveform_features(audio, lengths), valid)]
         for block in self.blocks:
             states.append(self.layer_drop(states[-1], block(states[-1], valid=valid)))
@@ -333,14 +333,8 @@ def encode(encoder: SpeechEncoder, audio: Float[Tensor, "batch samples"], length
     return Features(tokens, (tokens.shape[1],), valid=frame_mask(audio.shape[1], lengths))
 
 
-@overload
-def frame_mask(samples: int, lengths: Int[Tensor, "batch"]) -> Bool[Tensor, "batch frames"]: ...
-@overload
-def frame_mask(samples: int, lengths: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch frames"] | None: ...
-def frame_mask(samples: int, lengths: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch frames"] | None:
-    """True at the frames of a padded batch that are no padding; None where no lengths are given."""
-    if lengths is None:
-        return None
+def frame_mask(samples: int, lengths: Int[Tensor, "batch"]) -> Bool[Tensor, "batch frames"]:
+    """True at the frames of a padded batch of so many samples that lie within their clip."""
     return torch.arange(num_frames(samples), device=lengths.device) < num_frames(lengths)[:, None]
 
 

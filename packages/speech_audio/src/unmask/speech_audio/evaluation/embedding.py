@@ -17,18 +17,13 @@ from unmask.core.method import to_device
 from unmask.core.progress import Advance
 from unmask.core.training.checkpoint import LoadedRun
 from unmask.core.training.position import batches
-from unmask.speech_audio.data.clips import Clips, Settings, collate
+from unmask.speech_audio.data.clips import Clips, collate
 from unmask.speech_audio.encoders.wav2vec2 import frame_mask
 from unmask.speech_audio.evaluation.encoding import audio_settings, length_sorted
 
 _WINDOW = 512  # clips sorted by length together and written in their order
 
 Rows = tuple[list[int], Float[Tensor, "n dim"]]
-
-
-def whole_recordings(settings: Settings) -> Settings:
-    """Settings that cut long recordings into segments, so that all of them is heard."""
-    return replace(settings, long="segments")
 
 
 @torch.inference_mode()
@@ -69,4 +64,8 @@ def recording_rows(run: LoadedRun, clips: Clips, device: torch.device, advance: 
         yield recordings.ids[index].tolist(), [recordings.names[i] for i in index], x
 
 
-ENCODING = Encoding(settings=audio_settings, rows=recording_rows, embedded=whole_recordings)
+ENCODING = Encoding(
+    settings=audio_settings,
+    rows=recording_rows,
+    embedded=lambda settings: replace(settings, long="segments"),  # so that all of a long recording is heard
+)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.attributes import SPLITS, Task, make_task, probe, probe_within
@@ -68,8 +69,7 @@ def measure(job: Job) -> dict[str, Any]:
     """
     parts, held_out = _parts(job.data, job.seed)
     protocol = None if job.quick else Detail()
-    encoders: dict[str, nn.Module] = {name: method.encoder for name, method in job.methods.items()}
-    features = _encode(encoders, parts, job.references, protocol, job.device, job.seed, job.workers)
+    features = _encode(job, parts, protocol)
     job.name_left_out(*(part.clips for part in parts.values()))
     tasks = _tasks(parts, features["trained"], job.seed, within=not job.quick)
     note = {} if tasks.plain else {"note": _no_labels(job.data.source, tasks.skipped)}
@@ -121,21 +121,14 @@ def _ranked(clips: Clips, seed: int) -> Int[Tensor, "n"]:
     return Key.of(seed, clips.ids).stream("measured clips").bits(1)[:, 0].argsort()
 
 
-def _encode(
-    encoders: Mapping[str, nn.Module],
-    parts: Mapping[str, _Part],
-    references: bool,
-    protocol: Detail | None,
-    device: torch.device,
-    seed: int,
-    workers: int,
-) -> Features:
-    features: Features = {name: {} for name in ROWS if references or name in encoders}
+def _encode(job: Job, parts: Mapping[str, _Part], protocol: Detail | None) -> Features:
+    encoders: dict[str, Any] = {name: method.encoder for name, method in job.methods.items()}
+    features: Features = {name: {} for name in ROWS if job.references or name in encoders}
     for split, part in parts.items():
         with progress_bar(f"encoding, {split}", len(part.index)) as advance:
             found = encode_clips(
-                encoders, part.clips, part.index, device=device, detail=protocol, seed=seed, workers=workers,
-                baselines=references, advance=advance,
+                encoders, part.clips, part.index, device=job.device, detail=protocol, seed=job.seed,
+                workers=job.workers, baselines=job.references, advance=advance,
             )  # fmt: skip
         for name, splits in features.items():
             splits[split] = found[name]
@@ -164,16 +157,13 @@ def _tasks(parts: Mapping[str, _Part], features: Mapping[str, ClipFeatures], see
             skipped[label] = task
     found: dict[str, dict[str, Task]] = {}
     if within and SPEAKER in labels:
-        names = first.classes[SPEAKER]
         speakers = [int(s) for s in labels[SPEAKER].unique() if s >= 0]
-        for label in labels if len(speakers) > 1 else ():
-            if label == SPEAKER:
-                continue
-            for s in speakers:
-                own = torch.where(labels[SPEAKER] == s, labels[label], -1)
-                task = make_task(own, split, ids, first.classes[label], seed=seed, own=True)
-                if isinstance(task, Task):
-                    found.setdefault(label, {})[names[s]] = task
+        contents = [label for label in labels if label != SPEAKER and len(speakers) > 1]
+        for label, s in product(contents, speakers):
+            own = torch.where(labels[SPEAKER] == s, labels[label], -1)
+            task = make_task(own, split, ids, first.classes[label], seed=seed, own=True)
+            if isinstance(task, Task):
+                found.setdefault(label, {})[first.classes[SPEAKER][s]] = task
     return _Tasks(plain, found, skipped)
 
 

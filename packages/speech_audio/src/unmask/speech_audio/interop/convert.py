@@ -93,7 +93,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> State:
 
 
 def to_transformers(state: Mapping[str, Tensor], weight_norm: WeightNorm = "parametrizations") -> State:
-    """A transformers ``HubertModel`` from our weights: encoder and mask embedding. The head has no place there.
+    """A transformers ``HubertModel`` from our weights: encoder and mask embedding. The head has no counterpart there.
 
     Args:
         state: of a `HuBERT`, or its ``encoder.`` part.
@@ -110,18 +110,11 @@ def to_transformers(state: Mapping[str, Tensor], weight_norm: WeightNorm = "para
 
 
 _SETTINGS = {  # ours: a HubertConfig's
-    "conv_bias": "conv_bias",
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "positional_kernel": "num_conv_pos_embeddings",
-    "positional_groups": "num_conv_pos_embedding_groups",
-    "input_dropout": "feat_proj_dropout",
-    "dropout": "hidden_dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "layer_drop": "layerdrop",
-}
+    "conv_bias": "conv_bias", "dim": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
+    "positional_kernel": "num_conv_pos_embeddings", "positional_groups": "num_conv_pos_embedding_groups",
+    "input_dropout": "feat_proj_dropout", "dropout": "hidden_dropout", "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout", "layer_drop": "layerdrop",
+}  # fmt: skip
 _FIXED = {  # what our encoder always is
     "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "hidden_act": "gelu", "layer_norm_eps": 1e-5,
     "feat_extract_activation": "gelu", "feat_proj_layer_norm": True, "conv_pos_batch_norm": False,
@@ -158,7 +151,7 @@ def settings_from_transformers(config: Mapping[str, Any]) -> EncoderSettings:
 
 
 def settings_to_transformers(settings: EncoderSettings) -> dict[str, Any]:
-    """The arguments of a ``HubertConfig`` for this encoder; `feature_grad` has no place there."""
+    """The arguments of a ``HubertConfig`` for this encoder; `feature_grad` has no counterpart there."""
     s = settings
     return {theirs: getattr(s, ours) for ours, theirs in _SETTINGS.items()} | {
         "conv_dim": [s.channels] * len(KERNELS), "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES),
@@ -174,8 +167,8 @@ def _encoder_table(side: int, state: Iterable[str], prefix: str, *, theirs: bool
     blocks, waveform, norm = (f"{prefix}{_BLOCKS[side]}", prefix + layers, "layer_norm")
     if not theirs:
         blocks, waveform, norm = "encoder.blocks", "encoder.waveform", "norm"
-    found = [re.match(re.escape(blocks) + r"\.(\d+)\.", name) for name in names]
-    depth = max((int(match[1]) + 1 for match in found if match), default=0)
+    in_blocks = [re.match(re.escape(blocks) + r"\.(\d+)\.", name) for name in names]
+    depth = max((int(match[1]) + 1 for match in in_blocks if match), default=0)
     normed = range(len(KERNELS)) if f"{waveform}.1.{norm}.weight" in names else range(1)
     biased = f"{waveform}.0.conv.bias" in names
 
@@ -207,15 +200,15 @@ def _write(state: Mapping[str, Tensor], table: Table, weight_norm: WeightNorm) -
     for ours, many in table:
         parts = [state[ours]] if len(many) == 1 else [part.clone() for part in state[ours].chunk(len(many))]
         split |= dict(zip(many, parts, strict=True))
-    return (
-        split if weight_norm == "parametrizations" else _respell(split, {new: old for old, new in _SPELLINGS.items()})
-    )
+    if weight_norm == "weight_g":
+        return _respell(split, {new: old for old, new in _SPELLINGS.items()})
+    return split
 
 
 def _respell(state: Mapping[str, Tensor], words: Mapping[str, str]) -> State:
     """The state with other names for the gain and the direction of the positional convolution."""
-    conv = ".pos_conv_embed.conv."
-    parts = {name: name.partition(conv) for name in state}
-    return {
-        start + conv + words.get(end, end) if at else start: state[name] for name, (start, at, end) in parts.items()
-    }
+    out = {}
+    for name, tensor in state.items():
+        start, separator, end = name.partition(".pos_conv_embed.conv.")
+        out[start + separator + words.get(end, end)] = tensor
+    return out

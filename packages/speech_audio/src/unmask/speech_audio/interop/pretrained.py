@@ -140,8 +140,7 @@ def _of_run(folder: Path) -> Weights:
     method: Any = run.method
     if not isinstance(getattr(method, "encoder", None), SpeechEncoder):
         raise UnmaskError(f"{folder}: a run of {run.recipe.method} has no speech encoder; give one of a speech method")
-    extra = {name: tensor for name, tensor in method.state_dict().items() if not _is_encoder(name)}
-    return Weights(method.encoder.settings, method.encoder.state_dict(), extra, run.recipe.data.normalise)
+    return _split(method.state_dict(), method.encoder.settings, run.recipe.data.normalise)
 
 
 def _of_file(file: Path) -> Weights:

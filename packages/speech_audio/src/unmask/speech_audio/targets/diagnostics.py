@@ -48,12 +48,12 @@ def entropy(counts: Float[np.ndarray, "..."]) -> float:
     return float(stats.entropy(counts.ravel()))
 
 
-def pnmi(table: Float[np.ndarray, "values labels"]) -> float:
-    """I(y; z) / H(y) of a joint table of counts; NaN where y takes a single value, so that H(y) is 0."""
+def pnmi(table: Float[np.ndarray, "values labels"]) -> float | None:
+    """I(y; z) / H(y) of a joint table of counts; None where y takes a single value, so that H(y) is 0."""
     from sklearn.metrics import mutual_info_score
 
     total = entropy(table.sum(axis=1))
-    return min(mutual_info_score(None, None, contingency=table) / total, 1.0) if total else float("nan")
+    return min(mutual_info_score(None, None, contingency=table) / total, 1.0) if total else None
 
 
 def runs(labels: Int[np.ndarray, "frames"]) -> int:
@@ -61,11 +61,11 @@ def runs(labels: Int[np.ndarray, "frames"]) -> int:
     return int(len(labels) > 0) + int((labels[1:] != labels[:-1]).sum())
 
 
-def label_r2(labels: Int[np.ndarray, "n"], values: Float[np.ndarray, "n"]) -> float:
-    """R^2 of values regressed on one-hot labels: between-label variance / variance; NaN where they do not vary."""
+def label_r2(labels: Int[np.ndarray, "n"], values: Float[np.ndarray, "n"]) -> float | None:
+    """R^2 of values regressed on one-hot labels: between-label variance / variance; None where they do not vary."""
     values = values.astype(np.float64)
     if not len(values) or values.var() <= 1e-12 * np.square(values).mean():
-        return float("nan")
+        return None
     means = np.bincount(labels, values) / np.bincount(labels).clip(min=1)
     return float(1 - np.square(values - means[labels]).mean() / values.var())
 
@@ -113,19 +113,14 @@ def diagnose(
                 "run": run,
                 "run_seconds": run / target.rate,
                 "explained_variance": None if explained is None else explained[s],
-                "f0_predictability": _or_none(label_r2(voiced_labels[:, s], pitch)),
-                "information": {what: _or_none(pnmi(table)) for what, table in tables.items()},
+                "f0_predictability": label_r2(voiced_labels[:, s], pitch),
+                "information": {what: pnmi(table) for what, table in tables.items()},
                 "phone_purity": {what: phone_purity(table) for what, table in contents.items()},
                 "cluster_purity": {what: cluster_purity(table) for what, table in contents.items()},
             }
         )
     seconds, missing = frames / label_set.rate, len(ids) - len(indices)
     return {"clips": len(indices), "missing": missing, "frames": frames, "seconds": seconds, "streams": streams}
-
-
-def _or_none(value: float) -> float | None:
-    """The value, or None for NaN, which JSON does not have."""
-    return None if np.isnan(value) else value
 
 
 def _count(

@@ -19,9 +19,9 @@ from unmask.speech_audio.data.labels import FORMAT, HEADER, LabelError, LabelSet
 
 
 def check_free(out: Path) -> None:
-    """Raise a `LabelError` where `out` is anything but a new place or an empty folder."""
+    """Raise a `LabelError` where `out` is anything but a new path or an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LabelError(f"{out} holds something already; remove it or choose another place for the labels")
+        raise LabelError(f"{out} holds something already; remove it or choose another folder for the labels")
 
 
 class LabelWriter:

@@ -179,7 +179,7 @@ class _Labeller:
 def make_labels(
     target: TargetSettings,
     train: Any,
-    others: Sequence[Any],
+    other_splits: Sequence[Any],
     out: str | Path,
     *,
     encoder: Any = None,
@@ -196,7 +196,7 @@ def make_labels(
     Args:
         target: the target's settings.
         train: the training clips; whole, as `unmask.speech_audio.data.clips` gives them.
-        others: all other splits.
+        other_splits: all other splits.
         out: the label set's folder; must not exist, or be empty.
         encoder: a `SpeechEncoder`, for kind ``layer``.
         teacher_digest: digest of the checkpoint that the encoder is from; stored, so that it can be checked.
@@ -214,10 +214,10 @@ def make_labels(
     labeller = _Labeller(codebook.to(device if target.kind == "layer" else "cpu"))
     with LabelWriter(out, _targets(codebook, feature.rate), info) as writer:
         codebook.save(writer.folder / "codebook.safetensors")
-        total = sum(len(clips.ids) for clips in (train, *others))
+        total = sum(len(clips.ids) for clips in (train, *other_splits))
         with progress_bar(f"labels from {feature.name}", total) as advance:
             explained: list[float] = []
-            for clips in (train, *others):
+            for clips in (train, *other_splits):
                 _label(clips, feature, labeller, writer, advance)
                 explained = explained or labeller.explained()  # of the training clips
         writer.info["diagnostics"] = diagnose(writer.so_far(), train, explained=explained, seed=seed)
