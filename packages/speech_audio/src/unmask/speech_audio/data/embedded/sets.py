@@ -9,9 +9,9 @@ prompts      2,755  language, speaker          a prompt: its recordings in all f
 ===========  =====  =========================  ==========================================================
 
 Splits are the same for every run and written beside the audio before anything is trained: about 70 % for training, 10 %
-to choose on and 20 % to report on (80, 10 and 10 for prompts); class by class: by instrument for notes, by initial for
-syllables. Clips of train or val whose samples equal those of one in val or test are left out. There are too few speakers
-(2 and 5) for splits without shared ones: what is reported is about unseen notes and words of known voices.
+to choose on and 20 % to report on (80, 10 and 10 for prompts), by instrument for notes and by initial for syllables.
+Clips of train or val whose samples equal those of one in val or test are left out. There are too few speakers (2 and 5)
+for splits without shared ones, so what is reported on these sets is about unseen notes and words of known voices.
 """
 
 from __future__ import annotations
