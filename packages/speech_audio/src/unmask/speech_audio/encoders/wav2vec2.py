@@ -252,7 +252,7 @@ class SpeechEncoder(nn.Module):
                 f"clips of {audio.shape[1]} samples are shorter than one frame, which takes {RECEPTIVE_FIELD} samples "
                 "(25 ms at 16 kHz); leave them out or pad them with zeros"
             )
-        features = self.waveform(audio, lengths)
+        features = self.waveform(audio, lengths)  # [batch, frames, channels]
         if self.settings.feature_grad < 1 and torch.is_grad_enabled():
             features = _ScaleGradient.apply(features, self.settings.feature_grad)
         return features
@@ -321,7 +321,7 @@ class SpeechEncoder(nn.Module):
         valid = None if lengths is None else frame_mask(audio.shape[1], lengths)
         states = [self._embed(self.waveform_features(audio, lengths), valid)]
         for block in self.blocks:
-            states.append(self.layer_drop(states[-1], block(states[-1], valid=valid)))
+            states.append(self.layer_drop(states[-1], block(states[-1], valid=valid)))  # [batch, frames, dim]
         if final_norm and self.settings.norm == "pre":
             states[-1] = self.norm(states[-1])
         return states

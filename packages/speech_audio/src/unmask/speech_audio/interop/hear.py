@@ -49,7 +49,7 @@ class HearModel(nn.Module):
         """One embedding per frame of audio that is no longer than a window and already normalised."""
         if self.layer == self.pretrained.depth:
             return self.pretrained.encoder(audio).float()
-        states = self.pretrained.encoder.states(audio)
+        states = self.pretrained.encoder.states(audio)  # depth + 1 times [sounds, frames, dim]
         return (torch.cat(states, dim=2) if self.layer is None else states[self.layer]).float()
 
 
