@@ -117,9 +117,8 @@ def sides(case: Case, device: str, compiled: bool) -> dict[str, tuple[nn.Module,
     )  # fmt: skip
 
     theirs = torchaudios(case).to(device).train()
-    masking: Any = given
-    settings = Settings(case.encoder, HeadSettings(case.head_dim), masking)
-    ours = HuBERT(settings, [Target("labels", case.classes, 50.0, "")]).to(device).train()
+    settings = Settings(case.encoder, HeadSettings(case.head_dim))
+    ours = HuBERT(settings, [Target("labels", case.classes, 50.0, "")], given).to(device).train()
     ours.load_state_dict(from_torchaudio(theirs.state_dict()))
 
     def inject(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:

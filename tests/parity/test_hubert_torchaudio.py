@@ -75,8 +75,7 @@ def pair(kind: str, hidden: Tensor, **options: Any) -> tuple[HuBERT, Any]:
         layer_drop=0.0,
     )  # fmt: skip
     target = Target("mfcc", CLASSES, 100.0, "")
-    masking: Any = Given(hidden)
-    ours = HuBERT(Settings(settings, HeadSettings(dim=8), masking, **options), [target])
+    ours = HuBERT(Settings(settings, HeadSettings(dim=8), **options), [target], Given(hidden))
     ours.load_state_dict(from_torchaudio(theirs.state_dict()))
     return ours, theirs
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from unmask.core.errors import UnmaskError
 from unmask.core.losses import mean_term
 from unmask.core.mask import Packed
-from unmask.core.masking import SpanMasking
+from unmask.core.masking import Masking, SpanMasking
 from unmask.core.method import Clock, Features, Metric, Output, Plan, Term
 from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import AudioBatch
@@ -133,14 +133,15 @@ class HuBERT(nn.Module):
     """Masked prediction of frame labels around a speech encoder.
 
     Args:
-        settings: the recipe's ``model``. A loss of weight 0 is not computed; `masking` may be any that takes padding.
+        settings: the recipe's ``model``. A loss of weight 0 is not computed.
         targets: the label streams: names and numbers of classes.
+        masking: another one than the settings'; any that takes padding.
 
     Raises:
         ValueError: weights that are negative or all zero, or not one for each target.
     """
 
-    def __init__(self, settings: Settings, targets: Sequence[Target]) -> None:
+    def __init__(self, settings: Settings, targets: Sequence[Target], masking: Masking | None = None) -> None:
         super().__init__()
         head = settings.head
         self.target_weights = head.target_weights or (1.0,) * len(targets)
@@ -152,7 +153,7 @@ class HuBERT(nn.Module):
         self.encoder = encoder = SpeechEncoder(settings.encoder)
         self.classes = [target.classes for target in targets]
         self.names = [target.name for target in targets]
-        self.masking, self.temperature = settings.masking, head.temperature
+        self.masking, self.temperature = masking or settings.masking, head.temperature
         self.masked_weight, self.unmasked_weight = weights
         self.feature_penalty = settings.feature_penalty
         self.heads = len(targets) if head.untied else 1
@@ -186,7 +187,7 @@ class HuBERT(nn.Module):
             raise UnmaskError("HuBERT needs frame labels, and this batch has none; set data.label_sets")
         samples, frames = batch.audio.shape[1], num_frames(batch.audio.shape[1])
         valid = torch.arange(frames, device=batch.frames.device) < batch.frames[:, None]
-        mask = self.masking(key.stream("mask"), (frames,), valid)
+        mask = self.masking(key.stream("mask"), (frames,), valid)  # type: ignore[call-arg]
         labelled = (batch.labels >= 0).all(2)
         hidden, visible = mask.hidden & labelled, mask.visible & labelled
         padded = ((batch.frames < frames) | (batch.lengths < samples)).any()
