@@ -132,7 +132,7 @@ def settings_from_transformers(config: Mapping[str, Any]) -> EncoderSettings:
     """
     from transformers import HubertConfig
 
-    given = HubertConfig.from_dict(dict(config)).to_dict()
+    given = HubertConfig().to_dict() | dict(config)
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     wrong = [f"{n} is {given[n]!r}, not {value!r}" for n, value in _FIXED.items() if given.get(n, value) != value]
     if len(set(given["conv_dim"])) > 1:
