@@ -9,7 +9,7 @@ convolution's gain and direction are read under both of torch's spellings of wei
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -54,7 +54,7 @@ def from_torchaudio(state: Mapping[str, Tensor]) -> State:
     Raises:
         UnmaskError: lists the names that are unknown or missing.
     """
-    state = _modern(state)
+    state = _respell(state, _SPELLINGS)
     whole = any(name.startswith("wav2vec2.") for name in state)
     table = _encoder_table(_TORCHAUDIO, state, "wav2vec2." if whole else "", theirs=True)
     return _read(state, table + [(ours, (name,)) for ours, name in _HEAD if whole], "torchaudio")
@@ -76,7 +76,7 @@ def to_torchaudio(state: Mapping[str, Tensor], weight_norm: WeightNorm = "parame
         heads = state["final_proj.weight"].shape[0] // state["label_embeddings"].shape[1]
         if heads != 1:
             raise UnmaskError(f"torchaudio's HuBERT has one head and this one has {heads}; convert its encoder alone")
-    return _spelled(_write(state, table + [(ours, (name,)) for ours, name in _HEAD if whole]), weight_norm)
+    return _write(state, table + [(ours, (name,)) for ours, name in _HEAD if whole], weight_norm)
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> State:
@@ -85,7 +85,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> State:
     Raises:
         UnmaskError: lists the names that are unknown or missing.
     """
-    state = _modern(state)
+    state = _respell(state, _SPELLINGS)
     table = _encoder_table(_TRANSFORMERS, state, "", theirs=True)
     if "masked_spec_embed" in state:
         table.append(("mask_embedding", ("masked_spec_embed",)))
@@ -93,7 +93,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> State:
 
 
 def to_transformers(state: Mapping[str, Tensor], weight_norm: WeightNorm = "parametrizations") -> State:
-    """A transformers ``HubertModel`` from our weights: encoder and mask embedding. The head has no place there.
+    """A transformers ``HubertModel`` from our weights: encoder and mask embedding. The head has no counterpart there.
 
     Args:
         state: of a `HuBERT`, or its ``encoder.`` part.
@@ -106,7 +106,20 @@ def to_transformers(state: Mapping[str, Tensor], weight_norm: WeightNorm = "para
     table = _encoder_table(_TRANSFORMERS, kept, "", theirs=False)
     if "mask_embedding" in kept:
         table.append(("mask_embedding", ("masked_spec_embed",)))
-    return _spelled(_write(kept, table), weight_norm)
+    return _write(kept, table, weight_norm)
+
+
+_SETTINGS = {  # ours: a HubertConfig's
+    "conv_bias": "conv_bias", "dim": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
+    "positional_kernel": "num_conv_pos_embeddings", "positional_groups": "num_conv_pos_embedding_groups",
+    "input_dropout": "feat_proj_dropout", "dropout": "hidden_dropout", "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout", "layer_drop": "layerdrop",
+}  # fmt: skip
+_FIXED = {  # what our encoder always is
+    "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+    "feat_extract_activation": "gelu", "feat_proj_layer_norm": True, "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
+}  # fmt: skip
 
 
 def settings_from_transformers(config: Mapping[str, Any]) -> EncoderSettings:
@@ -117,45 +130,33 @@ def settings_from_transformers(config: Mapping[str, Any]) -> EncoderSettings:
     Raises:
         UnmaskError: lists what our encoder cannot be.
     """
-    channels = set(config.get("conv_dim", [512]))
-    needed = {
-        "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "hidden_act": "gelu", "layer_norm_eps": 1e-5,
-        "feat_extract_activation": "gelu", "feat_proj_layer_norm": True, "conv_pos_batch_norm": False,
-        "adapter_attn_dim": None,
-    }  # fmt: skip
-    given = {name: config.get(name, value) for name, value in needed.items()}
-    given |= {name: list(given[name]) for name in ("conv_kernel", "conv_stride")}
-    other = [f"{name} is {given[name]!r}, not {needed[name]!r}" for name in needed if given[name] != needed[name]]
-    if len(channels) > 1:
-        other.append("conv_dim has different widths")
-    if other:
-        raise UnmaskError("this configuration is no HuBERT that can be converted: " + "; ".join(other))
-    by_layer, dim = config.get("feat_extract_norm", "group") == "layer", config.get("hidden_size", 768)
+    from transformers import HubertConfig
+
+    given = HubertConfig().to_dict() | dict(config)
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    wrong = [f"{n} is {given[n]!r}, not {value!r}" for n, value in _FIXED.items() if given.get(n, value) != value]
+    if len(set(given["conv_dim"])) > 1:
+        wrong.append("conv_dim has different widths")
+    if wrong:
+        raise UnmaskError("this configuration is no HuBERT that can be converted: " + "; ".join(wrong))
+    by_layer = given["feat_extract_norm"] == "layer"
     return EncoderSettings(
-        channels=channels.pop(), extractor="layer_norm" if by_layer else "group_norm",
-        conv_bias=config.get("conv_bias", False), feature_grad=1.0 if by_layer else 0.1, dim=dim,
-        depth=config.get("num_hidden_layers", 12), heads=config.get("num_attention_heads", 12),
-        mlp_ratio=config.get("intermediate_size", 3072) / dim,
-        norm="pre" if config.get("do_stable_layer_norm", False) else "post",
-        positional_kernel=config.get("num_conv_pos_embeddings", 128),
-        positional_groups=config.get("num_conv_pos_embedding_groups", 16),
-        input_dropout=config.get("feat_proj_dropout", 0.0), dropout=config.get("hidden_dropout", 0.1),
-        attention_dropout=config.get("attention_dropout", 0.1),
-        activation_dropout=config.get("activation_dropout", 0.1), layer_drop=config.get("layerdrop", 0.1),
-    )  # fmt: skip
+        channels=given["conv_dim"][0],
+        extractor="layer_norm" if by_layer else "group_norm",
+        feature_grad=1.0 if by_layer else 0.1,
+        mlp_ratio=given["intermediate_size"] / given["hidden_size"],
+        norm="pre" if given["do_stable_layer_norm"] else "post",
+        **{ours: given[theirs] for ours, theirs in _SETTINGS.items()},
+    )
 
 
 def settings_to_transformers(settings: EncoderSettings) -> dict[str, Any]:
-    """The arguments of a ``HubertConfig`` for this encoder; `feature_grad` has no place there."""
+    """The arguments of a ``HubertConfig`` for this encoder; `feature_grad` has no counterpart there."""
     s = settings
-    return {
+    return {theirs: getattr(s, ours) for ours, theirs in _SETTINGS.items()} | {
         "conv_dim": [s.channels] * len(KERNELS), "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES),
-        "conv_bias": s.conv_bias, "feat_extract_norm": "layer" if s.extractor == "layer_norm" else "group",
-        "hidden_size": s.dim, "num_hidden_layers": s.depth, "num_attention_heads": s.heads,
+        "feat_extract_norm": "layer" if s.extractor == "layer_norm" else "group", "layer_norm_eps": 1e-5,
         "intermediate_size": int(s.dim * s.mlp_ratio), "do_stable_layer_norm": s.norm == "pre",
-        "num_conv_pos_embeddings": s.positional_kernel, "num_conv_pos_embedding_groups": s.positional_groups,
-        "feat_proj_dropout": s.input_dropout, "hidden_dropout": s.dropout, "attention_dropout": s.attention_dropout,
-        "activation_dropout": s.activation_dropout, "layerdrop": s.layer_drop, "layer_norm_eps": 1e-5,
     }  # fmt: skip
 
 
@@ -166,8 +167,8 @@ def _encoder_table(side: int, state: Iterable[str], prefix: str, *, theirs: bool
     blocks, waveform, norm = (f"{prefix}{_BLOCKS[side]}", prefix + layers, "layer_norm")
     if not theirs:
         blocks, waveform, norm = "encoder.blocks", "encoder.waveform", "norm"
-    found = [re.match(re.escape(blocks) + r"\.(\d+)\.", name) for name in names]
-    depth = max((int(match[1]) + 1 for match in found if match), default=0)
+    in_blocks = [re.match(re.escape(blocks) + r"\.(\d+)\.", name) for name in names]
+    depth = max((int(match[1]) + 1 for match in in_blocks if match), default=0)
     normed = range(len(KERNELS)) if f"{waveform}.1.{norm}.weight" in names else range(1)
     biased = f"{waveform}.0.conv.bias" in names
 
@@ -193,29 +194,21 @@ def _read(state: Mapping[str, Tensor], table: Table, library: str) -> State:
     return {ours: state[many[0]] if len(many) == 1 else torch.cat([state[n] for n in many]) for ours, many in table}
 
 
-def _write(state: Mapping[str, Tensor], table: Table) -> State:
+def _write(state: Mapping[str, Tensor], table: Table, weight_norm: WeightNorm) -> State:
     check_names(state, [ours for ours, _ in table], "our HuBERT")
     split: State = {}
     for ours, many in table:
         parts = [state[ours]] if len(many) == 1 else [part.clone() for part in state[ours].chunk(len(many))]
         split |= dict(zip(many, parts, strict=True))
+    if weight_norm == "weight_g":
+        return _respell(split, {new: old for old, new in _SPELLINGS.items()})
     return split
 
 
-def _modern(state: Mapping[str, Tensor]) -> State:
-    return _respell(state, lambda name: _replaced(name, _SPELLINGS))
-
-
-def _spelled(state: State, weight_norm: WeightNorm) -> State:
-    if weight_norm == "parametrizations":
-        return state
-    return _respell(state, lambda name: _replaced(name, {new: old for old, new in _SPELLINGS.items()}))
-
-
-def _respell(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> State:
-    return {rename(name) if ".pos_conv_embed.conv." in name else name: tensor for name, tensor in state.items()}
-
-
-def _replaced(name: str, words: Mapping[str, str]) -> str:
-    start, _, end = name.partition(".pos_conv_embed.conv.")
-    return f"{start}.pos_conv_embed.conv.{words.get(end, end)}"
+def _respell(state: Mapping[str, Tensor], words: Mapping[str, str]) -> State:
+    """The state with other names for the gain and the direction of the positional convolution."""
+    out = {}
+    for name, tensor in state.items():
+        start, separator, end = name.partition(".pos_conv_embed.conv.")
+        out[start + separator + words.get(end, end)] = tensor
+    return out

@@ -1,7 +1,7 @@
 """Hand a trained model to transformers or torchaudio, as a directory either of them loads without this library.
 
-* ``transformers``: a ``HubertModel`` directory with its feature extractor. The heads of pre-training, which have no
-  place there, lie beside it in a file of their own.
+* ``transformers``: a ``HubertModel`` directory with its feature extractor. The heads of pre-training, which it has no
+  names for, lie beside it in a file of their own.
 * ``torchaudio``: a state dict as safetensors, and the function and arguments that build the model: the whole of
   pre-training where there is one target, else the encoder.
 
@@ -95,21 +95,17 @@ def _torchaudio_arguments(s: EncoderSettings) -> dict[str, Any]:
     }
 
 
+# The masking of torchaudio's own `hubert_pretrain_model`, at HuBERT's values.
+_MASKING = {
+    "mask_prob": 0.8, "mask_selection": "static", "mask_other": 0.0, "mask_length": 10, "no_mask_overlap": False,
+    "mask_min_space": 1, "mask_channel_prob": 0.0, "mask_channel_selection": "static", "mask_channel_other": 0.0,
+    "mask_channel_length": 10, "no_mask_channel_overlap": False, "mask_channel_min_space": 1,
+}  # fmt: skip
+
+
 def _pretraining_arguments(method: Any, s: EncoderSettings) -> dict[str, Any]:
-    """The rest of ``hubert_pretrain_model``'s; its masking is torchaudio's own, at HuBERT's values."""
-    return {
-        "mask_prob": 0.8,
-        "mask_selection": "static",
-        "mask_other": 0.0,
-        "mask_length": 10,
-        "no_mask_overlap": False,
-        "mask_min_space": 1,
-        "mask_channel_prob": 0.0,
-        "mask_channel_selection": "static",
-        "mask_channel_other": 0.0,
-        "mask_channel_length": 10,
-        "no_mask_channel_overlap": False,
-        "mask_channel_min_space": 1,
+    """The rest of ``hubert_pretrain_model``'s."""
+    return _MASKING | {
         "skip_masked": method.masked_weight == 0,
         "skip_nomask": method.unmasked_weight == 0,
         "num_classes": method.classes[0],

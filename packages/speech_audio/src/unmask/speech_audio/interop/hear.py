@@ -49,7 +49,7 @@ class HearModel(nn.Module):
         """One embedding per frame of audio that is no longer than a window and already normalised."""
         if self.layer == self.pretrained.depth:
             return self.pretrained.encoder(audio).float()
-        states = self.pretrained.encoder.states(audio)
+        states = self.pretrained.encoder.states(audio)  # depth + 1 times [sounds, frames, dim]
         return (torch.cat(states, dim=2) if self.layer is None else states[self.layer]).float()
 
 
@@ -147,6 +147,4 @@ def encoder_at(path: str | Path | None) -> PretrainedEncoder:
     """
     if not path:
         raise UnmaskError("no weights are shipped; give the path of a run, an exported or a transformers directory")
-    place = Path(path)
-    described = any((place.parent / name).is_file() for name in ("recipe.yaml", "config.json"))
-    return load(place.parent if place.name == "model.safetensors" and place.is_file() and described else path)
+    return load(path)

@@ -30,7 +30,7 @@ _HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}  # attention heads of the releas
 
 @dataclass(frozen=True)
 class Weights:
-    """What a place holds, by our names.
+    """What a path holds, by our names.
 
     Args:
         settings: the encoder's shape.
@@ -57,11 +57,11 @@ def load(path: str | Path, device: str = "cpu") -> PretrainedEncoder:
     Raises:
         UnmaskError: nothing of the kind is there, or only in a format that can run code when it is opened.
     """
-    found = read_weights(path)
-    encoder = SpeechEncoder(found.settings)
-    _check_encoder(found.encoder, encoder.state_dict(), path)
-    encoder.load_state_dict(found.encoder)
-    return PretrainedEncoder(encoder, found.normalise).to(device).eval()
+    weights = read_weights(path)
+    encoder = SpeechEncoder(weights.settings)
+    _check_encoder(weights.encoder, encoder.state_dict(), path)
+    encoder.load_state_dict(weights.encoder)
+    return PretrainedEncoder(encoder, weights.normalise).to(device).eval()
 
 
 def load_initial_weights(method: nn.Module, path: str | Path) -> None:
@@ -77,16 +77,16 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
     Raises:
         UnmaskError: the weights are those of another model; the message names what differs.
     """
-    found = read_weights(path)
+    weights = read_weights(path)
     wanted = method.state_dict()
-    _check_encoder(found.encoder, {n.removeprefix("encoder."): t for n, t in wanted.items() if _is_encoder(n)}, path)
-    given = {f"encoder.{name}": tensor for name, tensor in found.encoder.items()}
-    if _same_shape(found.extra, wanted, "mask_embedding"):
-        given["mask_embedding"] = found.extra["mask_embedding"]
-    if all(_same_shape(found.extra, wanted, name) for name in HEADS):
-        given |= {name: found.extra[name] for name in HEADS}
+    _check_encoder(weights.encoder, {n.removeprefix("encoder."): t for n, t in wanted.items() if _is_encoder(n)}, path)
+    given = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
+    if _same_shape(weights.extra, wanted, "mask_embedding"):
+        given["mask_embedding"] = weights.extra["mask_embedding"]
+    if all(_same_shape(weights.extra, wanted, name) for name in HEADS):
+        given |= {name: weights.extra[name] for name in HEADS}
     else:
-        why = "there are none" if "label_embeddings" not in found.extra else _heads_differ(found.extra, wanted)
+        why = _heads_differ(weights.extra, wanted)
         print(f"{path}: the encoder is loaded; the heads start at random values ({why})", file=sys.stderr)
     method.load_state_dict(wanted | given)
 
@@ -105,6 +105,8 @@ def _same_shape(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name:
 
 
 def _heads_differ(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    if "label_embeddings" not in given:
+        return "there are none"
     theirs, ours = given["label_embeddings"], wanted.get("label_embeddings")
     if ours is None:
         return "this method has no label embeddings"
@@ -117,38 +119,38 @@ def _heads_differ(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
 
 def read_weights(path: str | Path) -> Weights:
     """The weights and the shape of whatever `path` is; see `load`."""
-    place = Path(path)
-    if is_run(place):
-        return _of_run(place)
-    if place.is_file():
-        return _of_file(place)
-    place = directory(path, ["config.json", "model.safetensors", HEADS_FILE])
-    config = read_config(place / "config.json")
+    given = Path(path)
+    exported = given.name == "model.safetensors" and (given.parent / "config.json").is_file()
+    if given.is_file() and (exported or is_run(given.parent)):
+        path = given = given.parent
+    if is_run(given):
+        return _of_run(given)
+    if given.is_file():
+        return _of_file(given)
+    folder = directory(path, ["config.json", "model.safetensors", HEADS_FILE])
+    config = read_config(folder / "config.json")
     if "factory" in config:
-        return _of_torchaudio(read_state(place / "model.safetensors"), config)
-    heads = place / HEADS_FILE
+        return _of_torchaudio(read_state(folder / "model.safetensors"), config)
+    heads = folder / HEADS_FILE
     return _of_transformers(path, config, read_state(heads) if heads.is_file() else {})
 
 
-def _of_run(place: Path) -> Weights:
-    run = load_run(place)
+def _of_run(folder: Path) -> Weights:
+    run = load_run(folder)
     method: Any = run.method
     if not isinstance(getattr(method, "encoder", None), SpeechEncoder):
-        raise UnmaskError(f"{place}: a run of {run.recipe.method} has no speech encoder; give one of a speech method")
-    extra = {name: tensor for name, tensor in method.state_dict().items() if not _is_encoder(name)}
-    return Weights(method.encoder.settings, method.encoder.state_dict(), extra, run.recipe.data.normalise)
+        raise UnmaskError(f"{folder}: a run of {run.recipe.method} has no speech encoder; give one of a speech method")
+    return _split(method.state_dict(), method.encoder.settings, run.recipe.data.normalise)
 
 
-def _of_file(place: Path) -> Weights:
-    state = read_state(place)
-    if (place.parent / "recipe.yaml").is_file():
-        return _of_run(place.parent)
-    beside = place.parent / "config.json"
+def _of_file(file: Path) -> Weights:
+    state = read_state(file)
+    beside = file.parent / "config.json"
     config = read_config(beside) if beside.is_file() else {}
     if any(name.startswith(("wav2vec2.", "encoder.transformer.")) for name in state):
         return _of_torchaudio(state, config)
     raise UnmaskError(
-        f"{place}: not the weights of a torchaudio HuBERT; give the directory of a transformers model or of a run, "
+        f"{file}: not the weights of a torchaudio HuBERT; give the directory of a transformers model or of a run, "
         "which says how the model is shaped"
     )
 
@@ -206,12 +208,10 @@ def _split(ours: Mapping[str, Tensor], settings: EncoderSettings, normalise: boo
 
 def _of_transformers(path: str | Path, config: Mapping[str, Any], heads: State) -> Weights:
     """What transformers saved as a ``HubertModel`` (or with a head on it), and our heads where they lay beside it."""
-    from transformers import HubertConfig
-
     if config.get("model_type") != "hubert":
         kind = config.get("model_type") or "no model type"
         raise UnmaskError(f"{path}: config.json describes {kind!r}; expected 'hubert' (HubertModel)")
-    settings = convert.settings_from_transformers(HubertConfig.from_dict(dict(config)).to_dict())
+    settings = convert.settings_from_transformers(config)
     ours = heads | convert.from_transformers(_transformers_state(path))
     return _split(ours, settings, _normalises(path, settings))
 

@@ -73,8 +73,8 @@ def _labels_of(labels: LabelSet, sample_id: int, frames: int) -> Int[np.ndarray,
     if sample_id not in labels:
         return None
     values = labels.get(sample_id)[:, 0]
-    places = (np.arange(frames) * labels.rate / FRAME_RATE).astype(int)
-    return values[places[places < len(values)]]
+    rows = (np.arange(frames) * labels.rate / FRAME_RATE).astype(int)
+    return values[rows[rows < len(values)]]
 
 
 def _accuracy(drawn: dict[str, np.ndarray], hidden: np.ndarray, frames: np.ndarray) -> tuple[float, float]:
