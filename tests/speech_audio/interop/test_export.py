@@ -17,6 +17,7 @@ from speech import LARGE, fabricate, target, write_wav
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
+from unmask.core.networks import open_network
 from unmask.core.training import checkpoint
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.launch import build
@@ -97,6 +98,11 @@ def test_torchaudio_gives_equal_features(runs: Any, exported: Any, kind: str) ->
     with torch.no_grad():
         close(theirs.eval().wav2vec2(waves())[0], ours.encoder(waves()))
     close(theirs.logit_generator.label_embeddings, ours.label_embeddings)
+
+
+def test_an_export_for_torchaudio_is_a_network_for_other_methods(runs: Any, exported: Any) -> None:
+    network, run = (open_network(place) for place in (exported["base", "torchaudio"], runs["base"]))
+    assert network.kind == "unmask" and network.hash == run.hash
 
 
 def test_several_targets_go_to_torchaudio_as_an_encoder(tmp_path: Path) -> None:

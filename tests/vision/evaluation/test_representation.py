@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from processes import in_ranks
 
 from unmask.core import cli
 from unmask.core.errors import UnmaskError
@@ -257,6 +258,29 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
     assert all(tensor.equal(second[name]) for name, tensor in first.items())
 
 
+def _tune_on_the_cpu(run: Path, out: Path, devices: int) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    settings = ["finetune.drop_path=0", "training.log_every=1", "training.threads=1"]  # drop path is each rank's own
+    finetune(run, "digits", out, epochs=2, labels=0.5, devices=devices, settings=settings, progress=False)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one(run: Path, tmp_path: Path) -> None:
+    """The same losses and accuracy at the same global batch."""
+    assert in_ranks(1, _tune_on_the_cpu, run, tmp_path / "1", 1) == [0]
+    assert in_ranks(2, _tune_on_the_cpu, run, tmp_path / "2", 2) == [0, 0]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in "12"
+    )
+    for key in ("loss", "val_loss"):
+        losses = [[line[key] for line in lines if key in line] for lines in (one, two)]
+        assert losses[0] and losses[1] == pytest.approx(losses[0], abs=1e-5)
+    results = [json.loads((tmp_path / name / "finetune.json").read_text()) for name in "12"]
+    assert json.loads((tmp_path / "2" / "environment.json").read_text())["processes"] == 2
+    for key in ("accuracy", "val_accuracy"):
+        assert results[1][key] == pytest.approx(results[0][key], abs=0.006)  # one sample in 179, at a tie
+
+
 def test_embeddings_are_the_encoders_and_name_their_images(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,3 +324,19 @@ def test_a_report_of_the_run_shows_the_probes(run: Path, evaluated: dict[str, An
     text = write_report(run).read_text()
     assert "untrained encoder" in text
     assert text.count("<img ") == 24
+
+
+def test_a_report_of_a_fine_tuning_shows_its_accuracy_and_commands_for_a_classifier(run: Path, tmp_path: Path) -> None:
+    from unmask.core.report import write_report
+
+    out = tmp_path / "tuned"
+    result = finetune(run, "digits", out, epochs=1, labels=0.1, progress=False)
+    text = write_report(out).read_text()
+    assert f"is right on {result['accuracy']:.1%} of 359 test samples of 10 classes" in text
+    assert f"{100 * result['val_accuracy']:.1f} %" in text and "A fine-tuning has no reference curve" in text
+    assert f"unmask predict {out} FOLDER" in text and f"unmask train METHOD --init {out}" in text
+    assert not any(f"unmask {verb} {out}" in text for verb in ("evaluate", "finetune", "embed", "train --resume"))
+    for name in ("finetune.json", "model.safetensors"):  # as it is while it trains
+        (out / name).unlink()
+    text = write_report(out).read_text()
+    assert "scored when the fine-tuning has finished" in text and f"unmask finetune --resume {out}" in text

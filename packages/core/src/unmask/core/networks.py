@@ -225,7 +225,7 @@ def _open(folder: Path, text: str) -> _Opened:
             return opener(folder, config)
     raise NetworkError(
         f"{text}: its config.json is neither transformers' (no model_type), timm's (no architecture) nor ours (no "
-        "method)"
+        "method; an `unmask export` that is older than that key is to be made again)"
     )
 
 

@@ -69,7 +69,8 @@ def _write_torchaudio(exported: Exported, out: Path) -> None:
         factory = "wav2vec2_model"
         arguments["aux_num_out"] = None
         state = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-    config = {"factory": factory, "arguments": arguments, "normalise": exported.run.recipe.data.normalise}
+    config = {"method": exported.run.recipe.method, "factory": factory, "arguments": arguments}
+    config["normalise"] = exported.run.recipe.data.normalise
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_state(convert.to_torchaudio(state), out / "model.safetensors")
 
