@@ -16,7 +16,7 @@ STEPS = 3
 
 
 def toy(seed: int) -> Tensor:
-    """A policy over two tokens and three steps: logits [2 ** 3, 2] by the prefix, read as a number after a leading 1."""
+    """A policy over two tokens and three steps: logits [2 ** 3, 2] by the prefix, read as a number behind a 1."""
     return torch.randn(2**STEPS, 2, generator=torch.Generator().manual_seed(seed))
 
 

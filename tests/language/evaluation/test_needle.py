@@ -34,7 +34,9 @@ def filler(count: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(0).integers(0, 9, count)]
 
 
-@pytest.mark.parametrize(("size", "length", "depth"), product([3, 7, 40, 500], [30, 101], [0, 3, 10, 50, 99, 100]))
+@pytest.mark.parametrize("size", [3, 7, 40, 500])
+@pytest.mark.parametrize("length", [30, 101])
+@pytest.mark.parametrize("depth", [0, 3, 10, 50, 99, 100])
 def test_the_needle_stands_behind_a_full_stop_or_at_the_start_and_all_of_it_fits(
     size: int, length: int, depth: float
 ) -> None:

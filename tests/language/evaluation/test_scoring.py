@@ -60,8 +60,9 @@ def test_a_causal_score_is_minus_the_librarys_loss_times_its_tokens(causal: GPT2
     causal.eval()
     for sentence, score, tokens in zip(SENTENCES, *scores, strict=True):
         ids = torch.tensor([sentence])
+        loss = causal(ids, labels=ids).loss.item()
         assert tokens == len(sentence) - 1
-        assert float(score) == pytest.approx(-float(causal(ids, labels=ids).loss) * (len(sentence) - 1), abs=1e-5)
+        assert float(score) == pytest.approx(-loss * (len(sentence) - 1), abs=1e-5)
     causal.train()
 
 
@@ -80,7 +81,7 @@ def test_special_tokens_are_read_but_not_scored_by_a_causal_model(causal: GPT2LM
     log_p = causal(torch.tensor([[10, SEP, 12, 13, SEP]])).logits[0].log_softmax(-1)
     causal.train()
     assert scores.tokens.tolist() == [2]
-    assert float(scores.log_likelihood) == pytest.approx(float(log_p[1, 12] + log_p[2, 13]), abs=1e-5)
+    assert float(scores.log_likelihood) == pytest.approx((log_p[1, 12] + log_p[2, 13]).item(), abs=1e-5)
     assert all_of_it.tokens.tolist() == [4]
 
 
@@ -115,7 +116,7 @@ def one_by_one(model: BertForMaskedLM, sentence: list[int]) -> float:
         if token not in SPECIAL:
             ids = torch.tensor([sentence])
             ids[0, place] = MASK
-            total += float(model(ids).logits[0, place].log_softmax(-1)[token])
+            total += model(ids).logits[0, place].log_softmax(-1)[token].item()
     return total
 
 

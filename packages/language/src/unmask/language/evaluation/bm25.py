@@ -50,7 +50,9 @@ def bm25(
     index = bm25s.BM25(method="lucene", k1=k1, b=b)
     index.index(texts, show_progress=False)
     names = list(documents)
-    return {query: _best(index.get_scores(split(text)), names, k) for query, text in queries.items()}
+    asked = {query: split(text) for query, text in queries.items()}
+    # The library does not score a query without words.
+    return {query: _best(index.get_scores(found), names, k) if found else {} for query, found in asked.items()}
 
 
 def _best(scores: np.ndarray, names: list[str], k: int) -> dict[str, float]:
