@@ -123,9 +123,9 @@ def test_the_frontier_is_its_definition() -> None:
 
 def test_rewards_between_frontier_points_are_linear_and_unknown_outside() -> None:
     points = [Point(1, 0.5), Point(2, 0.4), Point(3, 0.9)]
-    assert [reward_at(points, kl) for kl in (1, 2, 2.5, 3)] == pytest.approx([0.5, 0.7, 0.8, 0.9])
+    assert [reward_at(points, kl) for kl in (1.0, 2.0, 2.5, 3.0)] == pytest.approx([0.5, 0.7, 0.8, 0.9])
     assert all(math.isnan(reward_at(points, kl)) for kl in (0.5, 3.1))
-    assert math.isnan(reward_at([], 1))
+    assert math.isnan(reward_at([], 1.0))
 
 
 # ---- pass@k --------------------------------------------------------------------------------------------------------
