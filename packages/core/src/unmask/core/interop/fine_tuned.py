@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,12 @@ class FineTunedEncoder(nn.Module):
 
     Args:
         classifier: see `unmask.core.evaluation.classifier.Classifier`.
-        encoder: the part of it that gives features of a batch.
-        preprocess: from what a user has to a batch.
+        encoder: the part of it that gives features of a batch, with its ``preprocess``.
     """
 
-    def __init__(self, classifier: Any, encoder: nn.Module, preprocess: Callable[[Any], Any]) -> None:
+    def __init__(self, classifier: Any, encoder: Any) -> None:
         super().__init__()
-        self.classifier, self.encoder, self.preprocess = classifier, encoder, preprocess
+        self.classifier, self.encoder, self.preprocess = classifier, encoder, encoder.preprocess
         self.classes: list[str] = list(classifier.classes)
 
     def forward(self, batch: Any) -> Any:
