@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.finetune import load_tuned
-from unmask.core.interop.fine_tuned import TunedParts, is_fine_tuned
+from unmask.core.interop.fine_tuned import is_fine_tuned
 from unmask.core.interop.weights import save_state
+from unmask.core.method import encoder_of
 from unmask.core.training.checkpoint import LoadedRun, load_run
 
 
@@ -25,8 +26,8 @@ class Exported:
     """What is exported.
 
     Args:
-        run: a run; of a fine-tuned directory the recipe and the steps of its fine-tuning, with the `TunedParts` of the
-            classifier as its ``method``.
+        run: a run; of a fine-tuned directory the recipe and the steps of its fine-tuning, with ``encoder``, ``norm``
+            (after pooling) and ``head`` of the classifier as its ``method``.
         path: its directory.
         classes: names of the classes of a classifier; None of a run.
     """
@@ -108,8 +109,9 @@ def _open(path: Path) -> Exported:
     if not is_fine_tuned(path):
         return Exported(load_run(path), path)
     tuned = load_tuned(path)
-    parts = TunedParts(tuned.method)
-    return Exported(LoadedRun(parts, tuned.recipe, tuned.step), path, parts.classes)
+    classifier: Any = tuned.method
+    parts = nn.ModuleDict({"encoder": encoder_of(classifier), "norm": classifier.norm, "head": classifier.head})
+    return Exported(LoadedRun(parts, tuned.recipe, tuned.step), path, list(classifier.classes))
 
 
 def _writes_no_classifier(exported: Exported, to: str, classifiers: Collection[str]) -> str:

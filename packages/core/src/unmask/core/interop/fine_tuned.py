@@ -1,4 +1,4 @@
-"""What fine-tuning leaves, for `load` and `export`: a classifier by its parts."""
+"""What `load` gives of a fine-tuned directory."""
 
 from __future__ import annotations
 
@@ -8,21 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.core.method import encoder_of
 from unmask.core.training.recipe import read_yaml
-
-
-class TunedParts(nn.Module):
-    """A classifier's parts: the encoder, the LayerNorm after pooling and the linear layer, with the class names.
-
-    Args:
-        classifier: see `unmask.core.evaluation.classifier.Classifier`.
-    """
-
-    def __init__(self, classifier: Any) -> None:
-        super().__init__()
-        self.encoder, self.norm, self.head = encoder_of(classifier), classifier.norm, classifier.head
-        self.classes: list[str] = list(classifier.classes)
 
 
 class FineTunedEncoder(nn.Module):

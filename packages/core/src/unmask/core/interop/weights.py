@@ -61,9 +61,9 @@ def _read_pickled(path: Path) -> Any:
         ) from None
 
 
-def _state_in(found: Any, path: Path) -> State:
+def _state_in(content: Any, path: Path) -> State:
     """The state dict that a file is, or holds."""
-    inside = [found, *(found[name] for name in _INSIDE if name in found)] if isinstance(found, Mapping) else []
+    inside = [content, *(content[name] for name in _INSIDE if name in content)] if isinstance(content, Mapping) else []
     for state in inside:
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
             return dict(state)
