@@ -99,10 +99,9 @@ def _masking_note(method: Any, to: str) -> str:
 
 
 def _data(data: Any) -> str:
-    height, width = data.image_size
     facts = {
         "source": f"`{public(data.source)}`",
-        "images": f"{height} x {width} pixels, {data.channels} channel{'s' if data.channels > 1 else ''}",
+        "images": f"{data.image_size[0]} x {data.image_size[1]} pixels, {data.channels} channel{'s' if data.channels > 1 else ''}",
         "mean": ", ".join(f"{value:.4g}" for value in data.mean or ()),
         "standard deviation": ", ".join(f"{value:.4g}" for value in data.std or ()),
     }
