@@ -20,9 +20,10 @@ _CLASSIFIER_USE = (
 def image_card(exported: Exported, to: str) -> str:
     """The model card of an export to ``timm`` or ``transformers``."""
     run, classes = exported.run, exported.classes
+    channels, (height, width) = run.recipe.data.channels, run.recipe.data.image_size
     what = "The encoder" if to == "timm" or classes else "The whole masked autoencoder (encoder and decoder)"
     about = f"{what} {origin(exported)} Pre-trained without labels by hiding part of every image and predicting it."
-    loading = _LOADING[f"{to} classifier" if classes else to].format(**_sizes(run.recipe.data))
+    loading = _LOADING[f"{to} classifier" if classes else to].format(channels=channels, height=height, width=width)
     if to == "transformers" and not classes:
         loading += "\n\n" + with_unmask(exported, "image.jpg") + _ENCODING
     sections = {
@@ -83,11 +84,6 @@ _ENCODING = (
 )
 
 
-def _sizes(data: Any) -> dict[str, int]:
-    height, width = data.image_size
-    return {"channels": data.channels, "height": height, "width": width}
-
-
 def _masking_note(method: Any, to: str) -> str:
     masking = getattr(method, "masking", None)
     if to != "transformers" or masking is None or type(masking).__name__ == "RandomMasking":
@@ -99,9 +95,10 @@ def _masking_note(method: Any, to: str) -> str:
 
 
 def _data(data: Any) -> str:
+    height, width = data.image_size
     facts = {
         "source": f"`{public(data.source)}`",
-        "images": f"{data.image_size[0]} x {data.image_size[1]} pixels, {data.channels} channel{'s' if data.channels > 1 else ''}",
+        "images": f"{height} x {width} pixels, {data.channels} channel{'s' if data.channels > 1 else ''}",
         "mean": ", ".join(f"{value:.4g}" for value in data.mean or ()),
         "standard deviation": ", ".join(f"{value:.4g}" for value in data.std or ()),
     }
