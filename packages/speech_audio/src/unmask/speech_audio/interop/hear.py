@@ -24,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
+from unmask.speech_audio import DOMAIN
 from unmask.speech_audio.data.frames import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, num_frames
 from unmask.speech_audio.interop.model import PretrainedEncoder
-from unmask.speech_audio.interop.pretrained import load
 
 _SHARED = 100  # frames that neighbouring windows have in common at least: 2 s
 
@@ -147,4 +147,5 @@ def encoder_at(path: str | Path | None) -> PretrainedEncoder:
     """
     if not path:
         raise UnmaskError("no weights are shipped; give the path of a run, an exported or a transformers directory")
-    return load(path)
+    encoder: PretrainedEncoder = DOMAIN.load(path)
+    return encoder
