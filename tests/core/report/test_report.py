@@ -120,17 +120,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
 
 
 def test_ranks_and_online_probes_are_curves(finished: tuple[str, Page], tmp_path: Path) -> None:
-    assert "How the features became" not in finished[1].text, "nothing was measured"
+    assert "How the features developed" not in finished[1].text, "nothing was measured"
     run = make_run(tmp_path / "run", weights=False)
     with (run / "metrics.jsonl").open("a") as file:
         for step, rank in ((90, 9.0), (100, 3.5)):
             numbers = {"rankme": rank, "deviation": 0.25, "token_rankme": 12.0, "target_rank": None}
             file.write(json.dumps({"step": step, **numbers, "knn_word": 0.5, "linear_word": rank / 10}) + "\n")
     written = Page(write_report(run).read_text())
-    assert "How the features became" in written.text and "The deviation over samples is 0.25" in written.text
+    assert "How the features developed" in written.text and "The deviation over samples is 0.25" in written.text
     labels = [attrs.get("aria-label") for attrs in written.all("div")]
     assert "samples: 9 to 3.5; tokens: 12 to 12." in labels, "a target's rank that is null has no curve"
-    assert "knn word: 50 to 50; linear word: 90 to 35." in labels
+    assert "k-NN word: 50 to 50; linear word: 90 to 35." in labels
 
 
 def test_the_page_has_its_parts(finished: tuple[str, Page]) -> None:
