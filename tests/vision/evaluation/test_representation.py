@@ -21,7 +21,7 @@ from unmask.core.errors import UnmaskError
 from unmask.core.evaluation import samples
 from unmask.core.evaluation.embedding import embed
 from unmask.core.evaluation.encoding import at_source, untrained
-from unmask.core.evaluation.finetune import finetune, load_classifier
+from unmask.core.evaluation.finetune import finetune, load_classifier, resume
 from unmask.core.evaluation.run import evaluate, table
 from unmask.core.evaluation.tables import tuned_text
 from unmask.core.training.checkpoint import load_run
@@ -219,6 +219,23 @@ def test_fine_tuning_needs_labels_and_a_classifier_its_directory(run: Path, phot
         load_classifier(tmp_path)
     with pytest.raises(UnmaskError, match="already holds a run"):
         finetune(run, "digits", run, epochs=1)
+
+
+def test_a_fine_tuning_records_where_its_data_and_its_run_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given as seen from one folder, they have to be found when it is resumed in another."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        file = tmp_path / "here" / "photos" / f"class{number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    monkeypatch.chdir(tmp_path / "here")
+    finetune(os.path.relpath(run), "photos", tmp_path / "out", epochs=1, progress=False)
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert recipe["data"]["source"] == str(tmp_path / "here" / "photos") and recipe["init"] == str(run.resolve())
+    monkeypatch.chdir(tmp_path)
+    assert resume(tmp_path / "out", progress=False)["run"] == str(run.resolve())
 
 
 def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(

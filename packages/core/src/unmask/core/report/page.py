@@ -92,7 +92,7 @@ def _tiles(run: RunFacts, pictures: Pictures) -> list[Tile]:
         epochs = run.last("epoch") or 0.0
         tiles.append(Tile("samples seen", f"{seen:,.0f}", f"{epochs:.3g} epochs, {run.step:,} steps"))
     if hidden is not None:
-        tiles.append(Tile("hidden", f"{hidden:.0%}", "of every sample's tokens"))
+        tiles.append(Tile("hidden", f"{100 * hidden:.0f} %", "of every sample's tokens"))
     if speed:
         took = duration(run.last("seconds") or 0.0)
         tiles.append(Tile("samples per second", f"{statistics.median(speed):,.0f}", f"median; {took} in all"))
@@ -177,7 +177,11 @@ def _validation_figures(run: RunFacts) -> list[Figure]:
     """What validation measured of the features: their ranks, and online probes."""
     ranks = {"rankme": "samples", "token_rankme": "tokens", "target_rank": "targets"}
     keys = {key for line in run.metrics if "loss" not in line for key in line}
-    accuracies = {key: key.replace("_", " ") for key in sorted(keys) if key.split("_")[0] in ("knn", "linear")}
+    accuracies = {
+        key: key.replace("_", " ").replace("knn", "k-NN")
+        for key in sorted(keys)
+        if key.split("_")[0] in ("knn", "linear")
+    }
     spread = run.last("deviation")
     note = (
         "Ranks of features that are not centred may fall as a network learns; a fall to next to nothing is a collapse."

@@ -106,8 +106,13 @@ def best_reference(found: dict[str, Any], path: Path) -> tuple[float, str]:
 
 
 def chance(own: float, best: float, samples: int) -> float:
-    """Points by which two accuracies on as many test samples differ by chance alone, in one case of twenty."""
-    return 196 * math.sqrt((own * (1 - own) + best * (1 - best)) / samples)
+    """Points by which two accuracies on as many test samples differ by chance alone, in one case of twenty.
+
+    One right and one wrong answer are added to each (Agresti and Caffo, 2000): a few samples that are all right are no
+    certainty.
+    """
+    own, best = ((share * samples + 1) / (samples + 2) for share in (own, best))
+    return 196 * math.sqrt((own * (1 - own) + best * (1 - best)) / (samples + 2))
 
 
 def _compare(found: dict[str, Any], title: str, path: Path) -> Verdict:
