@@ -37,7 +37,8 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     out = run.path / "report.html"
-    write_text(out, render(run, tuned if run.is_fine_tuning else registry.part(run.card.id, "report")))
+    part: Any = tuned if run.is_fine_tuning else registry.part(run.card.id, "report")
+    write_text(out, render(run, part))
     return out
 
 
