@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
 from unmask.core.losses import Scores, dpo, response_sums, sparse_preference, tdpo1, token_terms
-from unmask.core.method import Clock, Metric, Output, Term
+from unmask.core.method import Clock, Features, Metric, Output, Term
 from unmask.core.networks import Network
 from unmask.core.randomness import Key
 from unmask.core.targets import FrozenTeacher
@@ -196,7 +196,7 @@ class SparsePO(nn.Module):
 
     def __init__(self, model: Any, reference: Any, settings: Settings) -> None:
         super().__init__()
-        self.model, self.settings = model, settings
+        self.model, self.settings = model.eval(), settings
         self.reference = FrozenTeacher(reference)
         self.head, self.reference_head = (output_layer(m, settings.chunk) for m in (model, reference))
         masks = settings.masks if settings.loss == "sparsepo" else replace(settings.masks, kind="none")
@@ -227,6 +227,11 @@ class SparsePO(nn.Module):
     def encoder_of(self) -> nn.Module:
         """The policy without its output layer."""
         return self.model.base_model
+
+    def encode(self, batch: PreferenceBatch) -> Features:
+        """The policy's hidden states of prompts with their chosen responses."""
+        valid = torch.arange(batch.tokens.shape[2], device=batch.ids.device) < batch.lengths[:, :1]
+        return Features(last_hidden(self.model, batch.tokens[:, 0]), (batch.tokens.shape[2],), valid=valid)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The policy as the recipe says; the masks' matrices decay by their own number."""
