@@ -39,10 +39,7 @@ def changed_keys(before: dict[str, Any], recipe: Recipe) -> dict[str, str]:
     return {
         key: f"{key} was {old.get(key, 'not set')}, now {new.get(key, 'not set')}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and key not in free
-        and key not in unknown
-        and not key.startswith(sections)
+        if old.get(key) != new.get(key) and key not in free and key not in unknown and not key.startswith(sections)
     }
 
 

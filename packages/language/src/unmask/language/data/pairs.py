@@ -93,7 +93,7 @@ def _different(document: Document) -> Document | Problem:
     return document if chosen != rejected else Problem(document.name, "chosen and rejected are the same")
 
 
-def _conversation(name: str, values: list[list[Any]], template: Tokenizer) -> Document | Problem:
+def _conversation(name: str, values: list[Any], template: Tokenizer) -> Document | Problem:
     for field, messages in zip(FIELDS, values, strict=True):
         if wrong := next(filter(None, (_wrong(message, template) for message in messages)), ""):
             return Problem(name, f"{field}: {wrong}")

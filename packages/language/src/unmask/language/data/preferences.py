@@ -45,8 +45,8 @@ class Settings:
     """Which pairs, and how long.
 
     Args:
-        source: a folder of .jsonl or .parquet files, one such file, or the name of a set; of plain text, synthetic pairs
-            are made.
+        source: a folder of .jsonl or .parquet files, one such file, or the name of a set; plain text gives synthetic
+            pairs.
         tokenizer: a directory or hub id with a tokenizer; null takes that of the network ``model``, where there is one,
             else trains one on the training split.
         vocabulary_size: token ids of a tokenizer that is trained here.
@@ -172,7 +172,7 @@ class Preferences:
         said += [f"{responses} of {2 * len(self)} responses lose their end at data.length={limit.length}"]
         said = [text for text, count in zip(said, (prompts, responses), strict=True) if count]
         if not all(name.endswith(RECORDS) for name in self._every.files.names):
-            said.append("of plain text, pairs are synthetic: the rejected response has the chosen one's words, shuffled")
+            said.append("pairs of plain text are synthetic: the rejected response has the chosen one's words, shuffled")
         return said + (
             [f"other files there, which hold no pairs: {self._every.files.left}"] if self._every.files.left else []
         )
@@ -230,7 +230,8 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     pairs = Preferences(every, every.members(split), settings, around)
     if not len(pairs):
         raise SourceError(
-            f"{settings.source} has no {split} pairs among its {len(every.store)}. Give more, or a larger data.val_share"
+            f"{settings.source} has no {split} pairs among its {len(every.store)}: give more, or a larger "
+            "data.val_share"
         )
     return pairs
 

@@ -4,11 +4,11 @@ What is kept of an activation is its mean over features, one number per token, s
 memory. The roles, by type (``attention`` and ``residual`` exist in every layer):
 
 * ``mlp``: *mlp_activation*, after the non-linearity (and gate) of the MLP;
-* ``attention``: *query*, *key*, *value*; *rotated_query*, *rotated_key* where positions are rotations; *heads*, what the
-  heads give together, before the output projection;
+* ``attention``: *query*, *key*, *value*; *rotated_query*, *rotated_key* where positions are rotations; *heads*, what
+  the heads give together, before the output projection;
 * ``residual``: *embedding*; *attention_input*, normalised; *attention_output*, what attention adds to the stream;
-  *after_attention*, the stream then; *mlp_input*, normalised; *mlp_output*, what the MLP adds; *layer_output*, the stream
-  after the layer; *final_norm*, after the last norm;
+  *after_attention*, the stream then; *mlp_input*, normalised; *mlp_output*, what the MLP adds; *layer_output*, the
+  stream after the layer; *final_norm*, after the last norm;
 * ``logits``: *logits*.
 
 An architecture with attention and MLP in parallel has no *after_attention*; where both read one normalised input

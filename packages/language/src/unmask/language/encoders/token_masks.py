@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
-from unmask.language.encoders.activations import TYPE_OF, Reading
+from unmask.core.losses import response_sums
+from unmask.core.method import Metric
+from unmask.core.targets import FrozenTeacher
+from unmask.language.encoders.activations import TYPE_OF, Reading, Recorder, chosen_roles
+from unmask.language.encoders.language_model import last_hidden
+from unmask.language.encoders.output_layer import OutputLayer
 
 _STD = 0.02
 _ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """Where the weights of the tokens come from.
+
+    Args:
+        kind: learned from the reference's hidden states; its activations (MaPO); or none, all 1.
+        common: one learned mask for both terms; else one for each.
+        on: the terms that are masked; the mask of the other is 1.
+        activations: of ``activations``, their types or roles (`unmask.language.encoders.activations`).
+        reward_l1: weight of the sum of the log-ratios' learned mask over a pair's tokens.
+        divergence_l1: likewise of the divergences'; of a common mask both count.
+        weight_decay: of the learned mask's matrices.
+    """
+
+    kind: Literal["learned", "activations", "none"] = "learned"
+    common: bool = True
+    on: tuple[Literal["reward", "divergence"], ...] = ("reward", "divergence")
+    activations: tuple[str, ...] = ("mlp", "attention", "residual", "logits")
+    reward_l1: Annotated[float, Field(ge=0)] = 0.0
+    divergence_l1: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+    def name_of(self, term: Literal["reward", "divergence"]) -> str | None:
+        """The learned mask of a term; None where it has none."""
+        if self.kind != "learned" or term not in self.on:
+            return None
+        return "common" if self.common else term
 
 
 def activation_mask(
@@ -100,5 +137,108 @@ class LearnedMask(nn.Module):
                     return attempt
             self.draw_again()
         raise UnmaskError(
-            f"model.masks: {_ATTEMPTS} initial masks are 0 at every token; are the hidden states of the reference finite?"
+            f"model.masks: {_ATTEMPTS} initial masks are 0 at every token; are the hidden states of the reference "
+            "finite?"
         )
+
+
+class Seen(NamedTuple):
+    """What the reference says of a batch.
+
+    Attributes:
+        hidden: what its output layer gets.
+        layers: hidden states after each layer, of the response's tokens; empty where no mask is learned.
+        readings: of its activations, by role and layer; empty where masks are not made of them.
+    """
+
+    hidden: Float[Tensor, "rows tokens dim"]
+    layers: list[Float[Tensor, "responses dim"]]
+    readings: dict[tuple[str, int], Reading]
+
+
+class TokenMasks(nn.Module):
+    """The weights of a batch's tokens, for both terms.
+
+    Args:
+        reference: a causal language model of transformers, whose states or activations they are made of.
+        head: its output layer.
+        settings: where they come from.
+    """
+
+    def __init__(self, reference: Any, head: OutputLayer, settings: MaskSettings) -> None:
+        super().__init__()
+        self.head, self.settings = head, settings
+        by_activations = settings.kind == "activations" and settings.on
+        self.roles = chosen_roles(reference, settings.activations) if by_activations else ()
+        names = dict.fromkeys(name for term in settings.on if (name := settings.name_of(term)))
+        sizes = reference.config.num_hidden_layers, reference.config.hidden_size
+        self.learned = nn.ModuleDict({name: LearnedMask(*sizes) for name in names})
+
+    def come_alive(self, reference: FrozenTeacher) -> None:
+        """Draw learned masks again that are 0 at every one of some random tokens."""
+        weight: Tensor = reference.module.get_input_embeddings().weight  # type: ignore[operator]
+        if weight.is_meta or not self.learned:
+            return
+        tokens = torch.randint(weight.shape[0], (4, 32), device=weight.device)
+        seen = self.look(reference, tokens, torch.arange(tokens.numel(), device=weight.device))
+        for mask in self.learned.values():
+            assert isinstance(mask, LearnedMask)
+            mask.come_alive(torch.stack(seen.layers))
+
+    def look(self, reference: FrozenTeacher, inputs: Tensor, where: Tensor) -> Seen:
+        """Run the reference, without gradient, and keep what the masks are made of."""
+        with reference.evaluating() as network:
+            recorder = Recorder(network, self.roles) if self.roles else None
+            if recorder is None:
+                output = network.base_model(input_ids=inputs, output_hidden_states=bool(self.learned))
+                layers = [state.flatten(0, 1)[where] for state in (output.hidden_states or ())[1:]]
+                return Seen(output.last_hidden_state, layers, {})
+            with recorder.recording() as readings:
+                hidden = last_hidden(network, inputs)
+            if "final_norm" in self.roles:
+                readings["final_norm", 0] = Reading.of(hidden)
+            if "logits" in self.roles:
+                readings["logits", 0] = self._logits(network, hidden, where)
+            return Seen(hidden, [], readings)
+
+    def _logits(self, network: Any, hidden: Tensor, where: Tensor) -> Reading:
+        """The reading of the scores over the vocabulary, at the response's tokens."""
+        rows = hidden.flatten(0, 1)[where].split(self.head.chunk)
+        readings = [Reading.of(self.head.scores(network, part)) for part in rows]
+        empty = hidden.new_zeros(hidden.shape[0] * hidden.shape[1], dtype=torch.float32)
+        mean, noise = (
+            empty.index_copy(0, where, torch.cat(values)).view(hidden.shape[:2])
+            for values in ([r.mean for r in readings], [r.noise for r in readings])
+        )
+        return Reading(mean, noise)
+
+    def forward(
+        self, seen: Seen, where: Tensor, response: Bool[Tensor, "pairs 2 tokens"]
+    ) -> tuple[Tensor, Tensor, dict[str, Metric]]:
+        """The weights of the log-ratios and of the divergences, [pairs, 2, tokens] each, and what to log of them."""
+        ones, masks, metrics = response.float(), {}, {}
+        if self.learned:
+            layers = torch.stack(seen.layers)
+            made = {name: spread(mask(layers), where, response) for name, mask in self.learned.items()}
+            masks = {term: made[name] for term in self.settings.on if (name := self.settings.name_of(term))}
+        elif self.roles:
+            mask, constant = mean_activation_mask(seen.readings, response.flatten(0, 1))
+            masks = dict.fromkeys(self.settings.on, mask.view(response.shape))
+            metrics["constant"] = Metric(constant.sum(), constant.numel())
+        for term, mask in masks.items():
+            metrics |= _sparsity(term, mask.detach(), response)
+        return masks.get("reward", ones), masks.get("divergence", ones), metrics
+
+
+def spread(values: Tensor, where: Tensor, response: Bool[Tensor, "pairs 2 tokens"]) -> Tensor:
+    """Values of the response's tokens at their places, zeros elsewhere."""
+    return values.new_zeros(response.numel()).index_copy(0, where, values).view(response.shape)
+
+
+def _sparsity(term: str, mask: Tensor, response: Bool[Tensor, "pairs 2 tokens"]) -> dict[str, Metric]:
+    """The share of zeros among a mask's weights, of chosen and rejected responses, and their mean."""
+    zeros = {
+        f"{term}_zeros_{side}": Metric(((mask == 0) & response)[:, i].sum(), response[:, i].sum())
+        for i, side in enumerate(("chosen", "rejected"))
+    }
+    return zeros | {f"{term}_mask": Metric(response_sums(mask, response).sum(), response.sum())}

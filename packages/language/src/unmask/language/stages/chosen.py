@@ -111,4 +111,5 @@ def _of_length(schedule: Schedule, length: float) -> Schedule:
     """The schedule with another length; its warm-up keeps its share."""
     epochs = max(1, round(schedule.epochs * length))
     steps = None if schedule.steps is None else max(1, round(schedule.steps * length))
-    return replace(schedule, epochs=epochs, steps=steps, warmup_epochs=schedule.warmup_epochs * epochs / schedule.epochs)
+    warmup = schedule.warmup_epochs * epochs / schedule.epochs
+    return replace(schedule, epochs=epochs, steps=steps, warmup_epochs=warmup)
