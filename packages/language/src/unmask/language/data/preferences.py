@@ -29,13 +29,16 @@ from unmask.core.domain import Split
 from unmask.core.errors import Problem
 from unmask.core.randomness import stable_id
 from unmask.language.data import corpus
-from unmask.language.data.corpus import Corpus, for_networks, open_corpus
+from unmask.language.data.corpus import Corpus, encoded, for_networks, kept, open_corpus
 from unmask.language.data.documents import RECORDS, Document
 from unmask.language.data.pairs import FIELDS, are_conversations, read_pairs
 from unmask.language.data.sources import Files, find_files
-from unmask.language.data.vocabulary import Tokenizer, Vocabulary
+from unmask.language.data.vocabulary import Tokenizer, Vocabulary, known
 
-__all__ = ["PreferenceBatch", "Preferences", "Settings", "collate", "for_networks", "keep", "open_split", "resolve"]
+__all__ = [
+    "PreferenceBatch", "Preferences", "Settings", "collate", "for_networks", "keep", "kept", "open_split",
+    "preprocess", "resolve",
+]  # fmt: skip
 
 _SAME = "chosen and rejected are the same as far as data.length shows them"
 
@@ -252,6 +255,14 @@ def _grouped(every: Corpus, settings: Settings) -> Corpus:
     given = None if every.files.given is None else [every.files.given[i] for i in store.files.tolist()]
     codes = assign(store.ids, None, given, settings.val_share, settings.val_share, groups=prompts)
     return replace(every, codes=codes)
+
+
+def preprocess(samples: str | Sequence[str], settings: Settings) -> PreferenceBatch:
+    """One text or several as a batch: a prompt each, without responses."""
+    bos = known(settings.vocabulary).bos
+    tokens, ids, valid = encoded(samples, settings, ([] if bos is None else [bos], []))
+    lengths = valid.sum(1)
+    return PreferenceBatch(torch.stack([tokens, tokens], 1), lengths, torch.stack([lengths, lengths], 1), ids)
 
 
 def collate(samples: Sequence[Sample]) -> PreferenceBatch:
