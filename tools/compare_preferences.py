@@ -70,7 +70,7 @@ def setting(device: str) -> tuple[Any, PreferenceBatch]:
     return model, PreferenceBatch(tokens, prompts, torch.full_like(tokens[:, :, 0], length), torch.arange(pairs))
 
 
-def step_of(method: SparsePO, batch: PreferenceBatch) -> Callable[[], None]:
+def step_of(method: SparsePO, batch: PreferenceBatch) -> Callable[[], object]:
     """One step of a method."""
     device = batch.tokens.device.type
     method.to(device)

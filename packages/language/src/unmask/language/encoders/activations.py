@@ -51,11 +51,11 @@ class Reading:
         noise: the difference of two means that rounding alone can make.
     """
 
-    mean: Float[Tensor, "rows tokens"]
-    noise: Float[Tensor, "rows tokens"]
+    mean: Float[Tensor, "*tokens"]
+    noise: Float[Tensor, "*tokens"]
 
     @classmethod
-    def of(cls, activation: Float[Tensor, "rows tokens features"]) -> Reading:
+    def of(cls, activation: Float[Tensor, "*tokens features"]) -> Reading:
         """The reading of an activation."""
         values = activation.float()
         return cls(values.mean(-1), _EPS * values.abs().mean(-1))

@@ -25,7 +25,7 @@ from unmask.language.data.preferences import PreferenceBatch
 from unmask.language.methods.sparsepo import Settings, SparsePO
 
 
-class SparsePOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
+class SparsePOTrainer(DPOTrainer):
     """TRL's trainer with `unmask.language.methods.sparsepo.SparsePO` as its loss.
 
     Learned masks become ``model.token_masks``, so that optimizer and checkpoints see them; delete that before the model
