@@ -184,7 +184,8 @@ def _training_texts(files: Files, read: Read, settings: CorpusSettings) -> Itera
     """The texts of the training split: found as `open_corpus` finds it, before there are tokens."""
     every = range(len(files.names))
     named = [(i, stable_id(d.name)) for i in every for d in read(files, i) if isinstance(d, Document)]
-    codes = iter(_codes(torch.tensor([key for _, key in named]), [i for i, _ in named], files, settings).tolist())
+    ids = torch.tensor([key for _, key in named], dtype=torch.int64)
+    codes = iter(_codes(ids, [i for i, _ in named], files, settings).tolist())
     for index in every:
         for document in read(files, index):
             if isinstance(document, Document) and next(codes) == SPLITS["train"]:
