@@ -21,7 +21,10 @@ DOMAIN = Domain(
         "chats": "unmask.language.data.chats",
         "preferences": "unmask.language.data.preferences",
     },
-    tasks={"language": "unmask.language.evaluation.language"},
+    tasks={
+        "language": "unmask.language.evaluation.language",
+        "preference": "unmask.language.evaluation.preference",
+    },
     export="unmask.language.interop.export",
     formats={"transformers": "the whole language model and its tokenizer"},
     report="unmask.language.report.sections",
