@@ -38,12 +38,12 @@ class Document:
 
     Args:
         name: its file's name and, where a file holds several, a number: ``novel.txt:3``, ``news.jsonl:17``.
-        text: what it says.
+        parts: its texts: one of plain text, a prompt and an answer of a chat.
         fields: what else its record holds; empty for plain text.
     """
 
     name: str
-    text: str
+    parts: tuple[str, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,13 +67,13 @@ def read_documents(
         try:
             parts: Iterable[str] = (line.rstrip("\n") for line in file) if unit == "line" else _pieces(file, piece)
             for number, text in enumerate(parts, start=1):
-                yield from _checked(Document(f"{name}:{number}", text), unit == "line")
+                yield from _checked(Document(f"{name}:{number}", (text,)), unit == "line")
         except UnicodeDecodeError as error:
             yield Problem(name, f"not UTF-8 from byte {error.start} on: convert it, for example with iconv -t UTF-8")
 
 
 def _checked(document: Document, blank_is_fine: bool) -> Iterator[Document | Problem]:
-    if document.text.strip():
+    if document.parts[0].strip():
         yield document
     elif not blank_is_fine:
         yield Problem(document.name, "empty text")
@@ -100,12 +100,12 @@ def _records(path: Path, name: str, text_field: str | None) -> Iterator[Document
         if isinstance(row, str):
             yield Problem(name if row.startswith("not parquet") else label, row)
         elif text_field is None:
-            yield Document(label, "", row)
+            yield Document(label, (), row)
         elif not isinstance(row.get(text_field), str):
             there = ", ".join(map(str, row)) or "none"
             yield Problem(label, f"no text in the field {text_field!r}; fields there: {there}. Set data.text_field")
         else:
-            yield from _checked(Document(label, row[text_field], row), blank_is_fine=False)
+            yield from _checked(Document(label, (row[text_field],), row), blank_is_fine=False)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any] | str]:

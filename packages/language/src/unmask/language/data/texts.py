@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
-from unmask.core.data.carriers import cache_dir
 from unmask.core.data.kinds import SourceError
-from unmask.core.data.sources import absolute
-from unmask.core.data.splits import SPLITS, assign
-from unmask.core.data.stored import stored
 from unmask.core.domain import Split
 from unmask.core.errors import Problem
 from unmask.core.randomness import stable_id
-from unmask.language.data.documents import Document, Unit
-from unmask.language.data.embedded.sets import names
-from unmask.language.data.sources import Files, find_files
-from unmask.language.data.token_store import TokenStore, store_tokens
-from unmask.language.data.vocabulary import Tokenizer, TokenizerError, Vocabulary, open_tokenizer, train_tokenizer
+from unmask.language.data import corpus
+from unmask.language.data.corpus import Read, for_networks, open_corpus
+from unmask.language.data.documents import Unit
+from unmask.language.data.token_store import TokenStore
+from unmask.language.data.vocabulary import Tokenizer, Vocabulary
+
+__all__ = ["Settings", "TextBatch", "Texts", "collate", "for_networks", "keep", "open_split", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,13 @@ class TextBatch:
         tokens: ids; one more than the model sees with ``data.next_token``.
         ids: of the blocks, from the document and the position where each begins.
         labels: the file that each block begins in, as an index of the split's `classes`.
+        valid: False = padding; None in blocks, which have none.
     """
 
     tokens: Int[Tensor, "batch length"]
     ids: Int[Tensor, "batch"]
     labels: Int[Tensor, "batch"]
+    valid: Bool[Tensor, "batch length"] | None = None
 
 
 class Texts:
@@ -170,23 +170,13 @@ class Texts:
         return chosen
 
 
+def _documents(settings: Settings) -> Read:
+    return lambda files, i: files.documents(i, unit=settings.unit, text_field=settings.text_field)
+
+
 def resolve(settings: Settings) -> Settings:
     """The settings with the tokenizer's ids filled in; a tokenizer is trained where none is given."""
-    settings = absolute(settings, tuple(names()))
-    tokenizer = tokenizer_of(settings)
-    if settings.vocabulary is not None and settings.vocabulary != tokenizer.vocabulary:
-        raise TokenizerError(
-            f"the tokenizer is not the one that the run was started with (digest {settings.vocabulary.digest} then, "
-            f"{tokenizer.vocabulary.digest} now). Give that one with --set data.tokenizer=DIR: RUN/tokenizer is a copy"
-        )
-    return replace(settings, vocabulary=tokenizer.vocabulary)
-
-
-def for_networks(settings: Settings, networks: dict[str, str]) -> Settings:
-    """The tokenizer of the language model that a method is given, where the recipe names no other."""
-    if settings.tokenizer is not None or "model" not in networks:
-        return settings
-    return replace(settings, tokenizer=networks["model"])
+    return corpus.resolve(settings, _documents(settings), [settings.unit, settings.text_field])
 
 
 def keep(settings: Settings, folder: Path) -> None:
@@ -195,42 +185,8 @@ def keep(settings: Settings, folder: Path) -> None:
 
 
 def tokenizer_of(settings: Settings) -> Tokenizer:
-    """The tokenizer that the settings name, or one trained on the training split and kept in the cache."""
-    if settings.tokenizer is not None:
-        return open_tokenizer(settings.tokenizer)
-    files = find_files(settings.source)
-    key = stable_id(
-        repr([files.identity, settings.vocabulary_size, settings.unit, settings.text_field, settings.val_share])
-    )
-    folder = cache_dir() / "tokenizers" / f"{key:016x}"
-
-    def train(ready: Path) -> dict[str, Any]:
-        train_tokenizer(_training_texts(files, settings), settings.vocabulary_size, ready)
-        return {"source": settings.source}
-
-    stored(folder, train)
-    return open_tokenizer(str(folder))
-
-
-def _training_texts(files: Files, settings: Settings) -> Iterable[str]:
-    """The texts of the training split: found as `open_split` finds them, before there are tokens."""
-    every = range(len(files.names))
-    named = [(i, stable_id(d.name)) for i in every for d in _documents(files, i, settings) if isinstance(d, Document)]
-    codes = iter(_codes(torch.tensor([key for _, key in named]), [i for i, _ in named], files, settings).tolist())
-    for index in every:
-        for document in _documents(files, index, settings):
-            if isinstance(document, Document) and next(codes) == SPLITS["train"]:
-                yield document.text
-
-
-def _codes(ids: Tensor, owners: Iterable[int], files: Files, settings: Settings) -> Tensor:
-    """The split of every document, from its id and its file."""
-    given = None if files.given is None else [files.given[i] for i in owners]
-    return assign(ids, None, given, settings.val_share, settings.val_share)
-
-
-def _documents(files: Files, index: int, settings: Settings) -> Iterable[Document | Problem]:
-    return files.documents(index, unit=settings.unit, text_field=settings.text_field)
+    """The tokenizer that the settings name, or the one trained on the training split."""
+    return corpus.tokenizer_of(settings, _documents(settings), [settings.unit, settings.text_field])
 
 
 def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = False) -> Texts:
@@ -239,27 +195,16 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     Raises:
         UnmaskError: there are none, or no tokenizer.
     """
-    files, tokenizer = find_files(settings.source), tokenizer_of(settings)
-    v = tokenizer.vocabulary
-    before, after = (
-        [] if v.bos is None or settings.wrap != "both" else [v.bos],
-        [] if settings.wrap == "none" else [v.eos],
-    )
-    documents = [(name, _documents(files, i, settings)) for i, name in enumerate(files.names)]
-    identity = [files.identity, settings.unit, settings.text_field]
-    store = store_tokens(documents, tokenizer, identity, (before, after))
-    problems = [*files.problems, *store.problems]
-    if not len(store):
-        first = f": {problems[0].name}: {problems[0].reason}" if problems else ""
-        raise SourceError(f"{settings.source}: there is no text in its {len(files.names)} files{first}")
-    codes = _codes(store.ids, store.files.tolist(), files, settings)
-    chosen = np.arange(len(store)) if split == "all" else (codes == SPLITS[split]).nonzero()[:, 0].numpy()
-    width = settings.length + settings.next_token
-    texts = Texts(store, chosen, width, problems, files.left)
+    v = (tokenizer := tokenizer_of(settings)).vocabulary
+    before = [v.bos] if v.bos is not None and settings.wrap == "both" else []
+    wrap = before, [] if settings.wrap == "none" else [v.eos]
+    every = open_corpus(settings, tokenizer, _documents(settings), [settings.unit, settings.text_field], wrap)
+    chosen, width = every.members(split), settings.length + settings.next_token
+    texts = Texts(every.store, chosen, width, every.problems, every.files.left)
     if not len(texts):
         raise SourceError(
-            f"{settings.source} has no {split} text: its {len(chosen)} documents of {len(store)} fill no block of "
-            f"{width} tokens. Give more text, a smaller data.length, or a larger data.val_share"
+            f"{settings.source} has no {split} text: its {len(chosen)} documents of {len(every.store)} fill no block "
+            f"of {width} tokens. Give more text, a smaller data.length, or a larger data.val_share"
         )
     return texts
 

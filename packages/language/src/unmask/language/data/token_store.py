@@ -30,7 +30,7 @@ _AT_ONCE = 512  # documents encoded together
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Documents one after another as ids.
+    """Documents one after another as ids, each the same number of parts.
 
     Args:
         folder: ``tokens.bin``, ``offsets.npy``, ``files.npy``, ``numbers.npy``, ``ids.npy`` and ``about.json``.
@@ -40,7 +40,7 @@ class TokenStore:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """``files`` (their names), ``dtype``, and ``problems``: names and reasons of what was left out."""
+        """``files`` (their names), ``parts``, ``dtype``, ``problems``: names and reasons of what was left out."""
         return json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
 
     @cached_property
@@ -50,7 +50,7 @@ class TokenStore:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """The first id of each document, and the end of the last."""
+        """The first id of each part of each document, and the end of the last."""
         return np.load(self.folder / "offsets.npy")
 
     @cached_property
@@ -65,6 +65,15 @@ class TokenStore:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def part(self, document: int, part: int = 0) -> np.ndarray:
+        """The ids of one part of a document."""
+        start, end = self.offsets[document * self.about["parts"] + part :][:2]
+        return self.tokens[start:end].astype(np.int64)
+
+    def lengths(self) -> Int[np.ndarray, "documents parts"]:
+        """Tokens in each part of each document."""
+        return np.diff(self.offsets).reshape(-1, self.about["parts"])
 
     def name(self, document: int) -> str:
         """A document's name."""
@@ -84,7 +93,7 @@ def store_tokens(
     files: Sequence[tuple[str, Iterable[Document | Problem]]],
     tokenizer: Tokenizer,
     identity: Any,
-    wrap: tuple[Sequence[int], Sequence[int]],
+    wrap: tuple[Sequence[int], Sequence[int]] = ((), ()),
 ) -> TokenStore:
     """Encode documents into the cache, unless that was done before.
 
@@ -92,7 +101,7 @@ def store_tokens(
         files: names, and the documents of each.
         tokenizer: encodes.
         identity: what the documents depend on (paths, sizes, times of change, settings), as JSON holds it.
-        wrap: ids that go before and after every document.
+        wrap: ids that go before and after every part.
     """
     key = json.dumps([identity, tokenizer.vocabulary.digest, [list(part) for part in wrap]], sort_keys=True)
     folder = cache_dir() / "tokens" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
@@ -115,10 +124,11 @@ def _encode(
             for chunk in chunks(documents, _AT_ONCE):
                 problems += [list(item) for item in chunk if isinstance(item, Problem)]
                 good = [item for item in chunk if isinstance(item, Document)]
-                for document, encoded in zip(good, tokenizer.encode([d.text for d in good]), strict=True):
+                for encoded in tokenizer.encode([text for document in good for text in document.parts]):
                     row = np.concatenate([before, np.asarray(encoded, dtype), after])
                     row.tofile(out)
                     lengths.append(len(row))
+                for document in good:
                     owners.append(index)
                     numbers.append(int(document.name.rpartition(":")[2]))
                     ids.append(stable_id(document.name))
@@ -126,7 +136,8 @@ def _encode(
     np.save(folder / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
     for name, values, kind in (("files", owners, np.int32), ("numbers", numbers, np.int64), ("ids", ids, np.int64)):
         np.save(folder / f"{name}.npy", np.asarray(values, kind))
-    return {"files": [name for name, _ in files], "dtype": dtype.name, "problems": problems}
+    parts = (len(lengths) - 1) // max(1, len(ids))
+    return {"files": [name for name, _ in files], "parts": parts, "dtype": dtype.name, "problems": problems}
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -15,6 +15,7 @@ from unmask.core.networks import Network
 from unmask.language.data.vocabulary import Vocabulary
 
 Head = Literal["causal", "masked"]
+_ENDING = {"causal": "ForCausalLM", "masked": "ForMaskedLM"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _given(network: Network, head: Head) -> Any:
     if network.kind != "transformers" or model.get_output_embeddings() is None:
         raise UnmaskError(
             f"{network.source}: {type(model).__name__} has no language modelling head. Give the directory of a "
-            f"{head} language model, saved whole by transformers ({'ForCausalLM' if head == 'causal' else 'ForMaskedLM'})"
+            f"{head} language model, saved whole by transformers (one that ends in {_ENDING[head]})"
         )
     return model.requires_grad_(True)
 

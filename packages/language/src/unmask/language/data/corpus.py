@@ -1,0 +1,157 @@
+"""What every data kind of language does with its documents: a tokenizer, a token store, and splits by document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int8
+from torch import Tensor
+
+from unmask.core.data.carriers import cache_dir
+from unmask.core.data.kinds import SourceError
+from unmask.core.data.sources import absolute
+from unmask.core.data.splits import SPLITS, assign
+from unmask.core.data.stored import stored
+from unmask.core.domain import Split
+from unmask.core.errors import Problem
+from unmask.core.randomness import stable_id
+from unmask.language.data.documents import Document
+from unmask.language.data.embedded.sets import names
+from unmask.language.data.sources import Files, find_files
+from unmask.language.data.token_store import TokenStore, store_tokens
+from unmask.language.data.vocabulary import Tokenizer, TokenizerError, Vocabulary, open_tokenizer, train_tokenizer
+
+Read = Callable[[Files, int], Iterable[Document | Problem]]  # the documents of one file
+
+
+class CorpusSettings(Protocol):
+    """What the settings of every data kind of language have; see `unmask.language.data.texts.Settings`."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def tokenizer(self) -> str | None: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def val_share(self) -> float: ...
+    @property
+    def vocabulary(self) -> Vocabulary | None: ...
+
+
+S = TypeVar("S", bound=CorpusSettings)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All documents of a source, as ids.
+
+    Args:
+        files: where they are.
+        store: the ids.
+        codes: the split of each document (see `unmask.core.data.splits`).
+    """
+
+    files: Files
+    store: TokenStore
+    codes: Int8[Tensor, "documents"]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Files and documents that were left out."""
+        return [*self.files.problems, *self.store.problems]
+
+    def members(self, split: Split) -> np.ndarray:
+        """Indices of the documents of one split."""
+        if split == "all":
+            return np.arange(len(self.store))
+        return (self.codes == SPLITS[split]).nonzero()[:, 0].numpy()
+
+
+def open_corpus(
+    settings: CorpusSettings,
+    tokenizer: Tokenizer,
+    read: Read,
+    identity: Any,
+    wrap: tuple[Sequence[int], Sequence[int]] = ((), ()),
+) -> Corpus:
+    """Encode the documents of a source, or find them encoded in the cache.
+
+    Args:
+        settings: of the data kind.
+        tokenizer: encodes.
+        read: the documents of one file.
+        identity: what `read` depends on beside the file, as JSON holds it.
+        wrap: ids that go before and after every part of a document.
+
+    Raises:
+        SourceError: there is nothing, or nothing that can be used.
+    """
+    files = find_files(settings.source)
+    documents = [(name, read(files, i)) for i, name in enumerate(files.names)]
+    store = store_tokens(documents, tokenizer, [files.identity, identity], wrap)
+    if not len(store):
+        problems = [*files.problems, *store.problems]
+        first = f": {problems[0].name}: {problems[0].reason}" if problems else ""
+        raise SourceError(f"{settings.source}: nothing in its {len(files.names)} files can be used{first}")
+    return Corpus(files, store, _codes(store.ids, store.files.tolist(), files, settings))
+
+
+def _codes(ids: Tensor, owners: Iterable[int], files: Files, settings: CorpusSettings) -> Int8[Tensor, "documents"]:
+    given = None if files.given is None else [files.given[i] for i in owners]
+    return assign(ids, None, given, settings.val_share, settings.val_share)
+
+
+def resolve(settings: S, read: Read, identity: Any) -> S:
+    """The settings with an absolute source and the tokenizer's ids; a tokenizer is trained where none is given.
+
+    Raises:
+        TokenizerError: there is none, or another than the settings were filled in with before.
+    """
+    settings = absolute(settings, tuple(names()))
+    vocabulary = tokenizer_of(settings, read, identity).vocabulary
+    if settings.vocabulary is not None and settings.vocabulary != vocabulary:
+        raise TokenizerError(
+            f"the tokenizer is not the one that the run was started with (digest {settings.vocabulary.digest} then, "
+            f"{vocabulary.digest} now). Give that one with --set data.tokenizer=DIR: RUN/tokenizer is a copy"
+        )
+    return replace(settings, vocabulary=vocabulary)  # type: ignore[type-var]
+
+
+def for_networks(settings: S, networks: dict[str, str]) -> S:
+    """The tokenizer of the language model that a method is given, where the recipe names no other."""
+    if settings.tokenizer is not None or "model" not in networks:
+        return settings
+    return replace(settings, tokenizer=networks["model"])  # type: ignore[type-var]
+
+
+def tokenizer_of(settings: CorpusSettings, read: Read, identity: Any) -> Tokenizer:
+    """The tokenizer that the settings name, or one trained on the training split and kept in the cache."""
+    if settings.tokenizer is not None:
+        return open_tokenizer(settings.tokenizer)
+    files = find_files(settings.source)
+    key = stable_id(repr([files.identity, identity, settings.vocabulary_size, settings.val_share]))
+    folder = cache_dir() / "tokenizers" / f"{key:016x}"
+
+    def train(ready: Path) -> dict[str, Any]:
+        train_tokenizer(_training_texts(files, read, settings), settings.vocabulary_size, ready)
+        return {"source": settings.source}
+
+    stored(folder, train)
+    return open_tokenizer(str(folder))
+
+
+def _training_texts(files: Files, read: Read, settings: CorpusSettings) -> Iterable[str]:
+    """The texts of the training split: found as `open_corpus` finds it, before there are tokens."""
+    every = range(len(files.names))
+    named = [(i, stable_id(d.name)) for i in every for d in read(files, i) if isinstance(d, Document)]
+    codes = iter(_codes(torch.tensor([key for _, key in named]), [i for i, _ in named], files, settings).tolist())
+    for index in every:
+        for document in read(files, index):
+            if isinstance(document, Document) and next(codes) == SPLITS["train"]:
+                yield from document.parts
