@@ -276,10 +276,8 @@ class _Reader:
             yield found if isinstance(found, Problem) else replace(found, parts=(self._titled(found),))
 
     def _titled(self, document: Document) -> str:
-        title = document.fields.get(self.settings.title_field)
-        return (
-            f"{title.strip()}. {document.parts[0]}" if isinstance(title, str) and title.strip() else document.parts[0]
-        )
+        title, text = document.fields.get(self.settings.title_field), document.parts[0]
+        return f"{title.strip()}. {text}" if isinstance(title, str) and title.strip() else text
 
     @property
     def identity(self) -> list[Any]:

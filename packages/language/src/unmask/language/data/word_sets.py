@@ -37,8 +37,8 @@ class WordSettings:
     """What counts as a word, and how word sets are drawn.
 
     Args:
-        stop_words: a text file of words that are not counted; null takes scikit-learn's 318 English ones (the paper
-            uses 475, the lists of NLTK and INQUERY together).
+        stop_words: a text file of words that are not counted, one a line; null takes scikit-learn's 318 English ones and
+            28 that contractions leave, which is ours (the paper has 475: NLTK's list and INQUERY's together).
         stem: count Porter stems; a drawn stem becomes one of its forms, likelier where that is more frequent.
         least: words that occur less often in the training split are unknown.
         collection: what p(w|C) is a share of: term frequencies ("tf", the paper) or document frequencies ("df", as

@@ -21,12 +21,14 @@ _FAMILIES: dict[str, Transform] = {
     "cls.predictions.transform": lambda model, x: model.cls.predictions.transform(x),  # BERT
     "lm_head.layer_norm": lambda model, x: model.lm_head.layer_norm(F.gelu(model.lm_head.dense(x))),  # RoBERTa
     "head.norm": lambda model, x: model.head(x),  # ModernBERT
-    "vocab_transform": lambda model, x: model.vocab_layer_norm(
-        model.activation(model.vocab_transform(x))
-    ),  # DistilBERT
+    "vocab_transform": lambda model, x: _distilbert(model, x),
     "generator_predictions": lambda model, x: model.generator_predictions(x),  # ELECTRA
 }
 _CLOSE = 1e-4
+
+
+def _distilbert(model: Any, x: Tensor) -> Tensor:
+    return model.vocab_layer_norm(model.activation(model.vocab_transform(x)))
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
     state = _read(Path(path))
     if not is_released(state):
         raise UnmaskError(
-            f"{path}: neither a run nor weights that PROP's authors released. A language model of transformers is given "
-            "with --network model=DIR"
+            f"{path}: neither a run nor weights that PROP's authors released. A language model of transformers is "
+            "given with --network model=DIR"
         )
     load_model(method, released_to_ours(state), str(path))
 

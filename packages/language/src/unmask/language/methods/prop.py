@@ -2,9 +2,9 @@
 
 For each document two sets of words are drawn from its language model. A BERT reads ``[CLS] words [SEP] document [SEP]``
 and has to score the set higher that is likelier under that model, while it predicts masked words of the document. What
-comes out ranks documents for queries: well without any labelled query, and better after fine-tuning.
+comes out re-ranks documents for queries, before or after fine-tuning on labelled ones.
 
-How pairs are drawn, and what is ours there, is said in `unmask.language.data.word_sets`; this file is the training step.
+How pairs are drawn, and what is ours there, is said in `unmask.language.data.word_sets`; the training step is here.
 Where the released code (Albert-Ma/PROP) differs from the paper, leaves a choice or has a defect:
 
 * `pairwise`: the paper's loss is a hinge on the two scores, "hinge". The release takes the softmax over both first, and
