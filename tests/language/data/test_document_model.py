@@ -20,9 +20,9 @@ from unmask.language.data.words import WordReader, word_reader
 
 def test_words_are_lower_case_letters_without_stop_words() -> None:
     reader = word_reader()
-    assert len(reader.stop) == len(set(reader.stop)) > 318
+    assert {"the", "don", "s", "themselves"} <= reader.stop
     assert reader.words("The cat's 3 hats, naïve-Bayes AND Moby_Dick2") == [
-        "cat", "hats", "na", "ve", "bayes", "moby", "dick",
+        "cat", "hats", "na", "bayes", "moby", "dick",
     ]  # fmt: skip
 
 

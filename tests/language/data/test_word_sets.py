@@ -12,7 +12,7 @@ from collection_words import FACTS, GOLDEN, STOP, TEXTS, aligned, some_texts
 
 from unmask.core.randomness import SampleKey
 from unmask.language.data.document_model import DocumentModel, fit, log_likelihood, smoothed
-from unmask.language.data.word_sets import Bag, WordSetSampler, WordSettings, pick, positive_poisson, uniforms
+from unmask.language.data.word_sets import Bag, WordSetSampler, WordSettings, pick, positive_poisson
 from unmask.language.data.words import WordReader
 
 CANDIDATES = pytest.mark.parametrize("candidates", [None, 12])
@@ -128,17 +128,15 @@ def test_of_two_equally_likely_sets_the_second_is_positive() -> None:
     model = fit(["b a c b a c"], WordReader(frozenset()), least=1)
     sampler, bag = WordSetSampler(model, WordSettings(mean_length=0.1, mu=1.0)), Bag(np.arange(3), np.full(3, 2), 6)
     for i in range(20):
-        sets, length = (
-            sampler.pair(bag, key(i)),
-            int(1 + pick(sampler._lengths, uniforms(key(i).stream("length"), 1))[0]),
-        )
+        sets = sampler.pair(bag, key(i))
+        length = len(sets.positive)
         drawn = sampler.draw(bag, 2 * length, key(i))
         if sets.scores[0] == sets.scores[1]:
             assert sets.positive.tolist() == drawn[length:].tolist()
 
 
 def test_lengths_are_poisson_without_0() -> None:
-    lengths = 1 + pick(positive_poisson(3.0), uniforms(SampleKey.of(0, 1), 50_000))
+    lengths = 1 + pick(positive_poisson(3.0), SampleKey.of(0, 1).fine_uniform(50_000))
     share = np.array([math.exp(-3) * 3**k / math.factorial(k) for k in range(1, 16)]) / (1 - math.exp(-3))
     within_3_deviations(np.bincount(lengths, minlength=16)[1:16].astype(float), share)
     theirs = GOLDEN["sampler/length_histogram"].astype(float)
@@ -156,13 +154,6 @@ def test_documents_without_a_known_word_still_have_pairs(model: DocumentModel, c
         sampler.probability(empty, sets.positive),
         sampler.mu * model.collection("tf")[sets.positive] / (4 + sampler.mu),
     )
-
-
-def test_every_word_of_a_large_collection_can_be_drawn() -> None:
-    """24 bits would never reach a word with a share of 1e-9."""
-    at = uniforms(SampleKey.of(0, 0), 4096)
-    assert ((at >= 0) & (at < 1)).all()
-    assert len({value % 2.0**-24 for value in at.tolist()}) > 4000
 
 
 def test_forms_of_stems_are_drawn_by_the_logarithm_of_their_counts() -> None:

@@ -126,10 +126,13 @@ def test_the_authors_gradients() -> None:
     for name, gradient in released_to_ours(wanted).items():
         if name in ours and name != "score.bias":  # whose gradient is rounding
             assert ours[name] is not None, name
-            close(ours[name], gradient)
+            if name.endswith("key.bias"):  # softmax does not change with it: both are rounding
+                assert max(float(g.abs().max()) for g in (ours[name], gradient)) < 1e-6
+            else:
+                close(ours[name], gradient)
             compared += 1
-    assert compared == len([name for name in ours if name != "score.bias"]) == 46
-    assert wanted["cls.bias"].abs().max() < 1e-6
+    assert compared == len([name for name in ours if name != "score.bias"]) == 45
+    assert float(wanted["cls.bias"].abs().max()) < 1e-6
 
 
 def close(ours: Tensor | None, wanted: Tensor) -> None:
@@ -250,7 +253,7 @@ def test_the_masked_term_is_the_loss_of_transformers(architecture: str) -> None:
     torch.testing.assert_close(output.terms["masked"].mean, own.loss, rtol=1e-5, atol=1e-6)
     scores = own.logits.flatten(0, 1)[plan.asked.flatten()]
     torch.testing.assert_close(method.predict(batch, plan), scores.float(), rtol=1e-4, atol=1e-5)
-    assert math.isfinite(float(output.loss))
+    assert bool(output.loss.isfinite())
 
 
 def config_of(architecture: str) -> dict[str, Any]:
@@ -276,8 +279,8 @@ def test_initial_weights() -> None:
         DataSettings(length=32, vocabulary=VOCABULARY),
         {},
     )
-    assert float(method.pooler.dense.weight.std()) == pytest.approx(0.02, rel=0.05)
-    assert float(method.score.weight.std()) == pytest.approx(0.02, rel=0.25)
+    assert method.pooler.dense.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert method.score.weight.std().item() == pytest.approx(0.02, rel=0.25)
     assert not method.pooler.dense.bias.any() and not method.score.bias.any()
     assert not method.score.bias.requires_grad
 
@@ -285,11 +288,10 @@ def test_initial_weights() -> None:
 def test_biases_and_norms_do_not_decay() -> None:
     """As in the release: everything but biases and LayerNorm."""
     method = make()
-    held = {id(p): group for group in param_groups(method, 0.01) for p in group["params"]}
-    for name, parameter in method.named_parameters():
-        if parameter.requires_grad:
-            free = name.endswith("bias") or "LayerNorm" in name
-            assert (held[id(parameter)]["weight_decay"] == 0) == free, name
+    decay = {name: group["weight_decay"] for group in param_groups(method, 0.01) for name, _ in group["params"]}
+    assert set(decay) == {name for name, _ in method.named_parameters()} - {"score.bias"}
+    for name, value in decay.items():
+        assert value == (0 if name.endswith("bias") or "LayerNorm" in name else 0.01), name
 
 
 @pytest.mark.parametrize("kind", ["BertForPreTraining", "BertForMaskedLM"])

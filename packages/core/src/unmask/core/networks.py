@@ -4,9 +4,10 @@ A method's module says which it needs, with one literal::
 
     NETWORKS = {"teacher": "the network whose features are the targets (timm or transformers)"}
 
-``OPTIONAL_NETWORKS`` are such that a method can do without. A recipe names each under ``networks`` (``unmask train METHOD --network teacher=DIR_OR_HUB_ID``); they are opened once
-and handed to ``build(settings, data, networks)`` as a dict of `Network`. They arrive in eval mode and no parameter
-requires a gradient; `unmask.core.targets.FrozenTeacher` keeps one so when the method around it is put in train mode.
+``OPTIONAL_NETWORKS`` names those that a method can do without. A recipe names each under ``networks`` (``unmask train
+METHOD --network teacher=DIR_OR_HUB_ID``); they are opened once and handed to ``build(settings, data, networks)`` as a
+dict of `Network`. They arrive in eval mode and no parameter requires a gradient; `unmask.core.targets.FrozenTeacher`
+keeps one so when the method around it is put in train mode.
 
 What stays frozen is never written into checkpoints: a run that is resumed or loaded opens the network again and holds
 it against the hash in its recipe. Parameters that the method makes trainable, and whatever it registers on the network

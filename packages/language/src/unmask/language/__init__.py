@@ -23,7 +23,11 @@ __all__ = ["DOMAIN", "__version__", "load"]
 DOMAIN = Domain(
     name="language",
     samples="texts",
-    data={"texts": "unmask.language.data.texts", "documents": "unmask.language.data.document_pairs"},
+    data={
+        "texts": "unmask.language.data.texts",
+        "chats": "unmask.language.data.chats",
+        "documents": "unmask.language.data.document_pairs",
+    },
     tasks={"language": "unmask.language.evaluation.language"},
     pretrained="unmask.language.interop.pretrained",
     sets="unmask.language.data.embedded.carriers",

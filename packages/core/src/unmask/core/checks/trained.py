@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import jaxtyping
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -79,10 +83,24 @@ def compiles(case: Case) -> None:
     plan = case.draw()
     eager = case.method(case.batch, plan).loss
     torch._dynamo.reset()
-    compiled = torch.compile(case.method, backend="aot_eager")(case.batch, plan).loss
-    compiled.backward()
+    with _only_tracing():
+        compiled = torch.compile(case.method, backend="aot_eager")(case.batch, plan).loss
+        compiled.backward()
     torch._dynamo.reset()
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@contextmanager
+def _only_tracing() -> Iterator[None]:
+    """Without checks of shapes at run time, which cannot be traced, and without the warnings of tracing itself."""
+    was = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", was)
 
 
 def every_trainable_parameter_learns(case: Case) -> None:

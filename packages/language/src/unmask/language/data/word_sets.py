@@ -24,11 +24,10 @@ from functools import cached_property
 from typing import Annotated
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from unmask.core.randomness import Key, SampleKey
+from unmask.core.randomness import SampleKey
 from unmask.language.data.document_model import Collection, DocumentModel, log_likelihood, smoothed
 
 
@@ -37,8 +36,8 @@ class WordSettings:
     """What counts as a word, and how word sets are drawn.
 
     Args:
-        stop_words: a text file of words that are not counted, one a line; null takes scikit-learn's 318 English ones and
-            28 that contractions leave, which is ours (the paper has 475: NLTK's list and INQUERY's together).
+        stop_words: a text file of words that are not counted, one a line; null takes a list of ours, 274 English
+            function words (the paper has 475 words, the lists of NLTK and INQUERY together).
         stem: count Porter stems; a drawn stem becomes one of its forms, likelier where that is more frequent.
         least: words that occur less often in the training split are unknown.
         collection: what p(w|C) is a share of: term frequencies ("tf", the paper) or document frequencies ("df", as
@@ -132,7 +131,7 @@ class WordSetSampler:
 
     def pair(self, bag: Bag, key: SampleKey) -> WordSets:
         """Two sets of one length, the more representative first."""
-        length = 1 + pick(self._lengths, uniforms(key.stream("length"), 1))[0]
+        length = 1 + pick(self._lengths, key.stream("length").fine_uniform(1))[0]
         drawn = self.draw(bag, 2 * int(length), key)
         probabilities = self.probability(bag, drawn)
         halves = [(drawn[s], log_likelihood(probabilities[s])) for s in (slice(length), slice(length, None))]
@@ -141,7 +140,7 @@ class WordSetSampler:
 
     def draw(self, bag: Bag, n: int, key: SampleKey) -> Int[np.ndarray, "n"]:
         """`n` words of a document's model, frequent ones less often."""
-        where = uniforms(key.stream("words"), n)
+        where = key.stream("words").fine_uniform(n)
         if self.settings.candidates is not None:
             words = self.candidates(bag, key)
             return words[pick(np.cumsum(self.probability(bag, words) * self.keep[words]), where)]
@@ -159,7 +158,7 @@ class WordSetSampler:
         """The document's words and, to fill up, a sample of the collection's."""
         most, own = self.settings.candidates or 0, len(bag.words)
         more = most - own if most > own else own + 100
-        drawn = pick(self._sums, uniforms(key.stream("candidates"), more))
+        drawn = pick(self._sums, key.stream("candidates").fine_uniform(more))
         return np.concatenate([bag.words, np.setdiff1d(drawn, bag.words)])
 
     def probability(self, bag: Bag, words: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
@@ -174,7 +173,7 @@ class WordSetSampler:
         """A form of each word, as a number, with probability in proportion to log(count + 1)."""
         if self.model.surfaces is self.model.words or len(self.model.surfaces) == len(self.model.words):
             return words
-        at = uniforms(key.stream("forms"), len(words))
+        at = key.stream("forms").fine_uniform(len(words))
         spans = [self.model.surface_offsets[w : w + 2] for w in words.tolist()]
         weights = [np.cumsum(np.log1p(self.model.surface_counts[a:b])) for a, b in spans]
         picked = [a + pick(w, u[None])[0] for (a, _), w, u in zip(spans, weights, at, strict=True)]
@@ -190,9 +189,3 @@ def positive_poisson(mean: float) -> Float[np.ndarray, "lengths"]:
 def pick(cumulated: Float[np.ndarray, "items"], where: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
     """The items whose share of the whole holds these points of [0, 1)."""
     return np.minimum(np.searchsorted(cumulated, where * cumulated[-1], side="right"), len(cumulated) - 1)
-
-
-def uniforms(key: SampleKey, n: int) -> Float[np.ndarray, "n"]:
-    """`n` uniforms in [0, 1) with 53 bits: `SampleKey.uniform` has 24, too few to reach every word of a large text."""
-    state = torch.from_numpy(np.array([key.state], np.uint64).view(np.int64))
-    return (Key(state).bits(n)[0].numpy().view(np.uint64) >> np.uint64(11)) * 2.0**-53

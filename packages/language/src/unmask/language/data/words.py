@@ -10,13 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from unmask.core.errors import UnmaskError
+from unmask.language.data.stop_words import STOP_WORDS
 
 _WORD = re.compile(r"[a-zA-Z]+")
-# What contractions and possessives leave where words are runs of letters: it's, don't, we'll.
-_CONTRACTED = frozenset(
-    "s t d m o y ll re ve ain aren couldn didn doesn don hadn hasn haven isn ma mightn mustn needn shan shouldn wasn "
-    "weren won wouldn".split()
-)
 Stem = Callable[[str], str]
 
 
@@ -53,21 +49,14 @@ def word_reader(stop_words: str | None = None, stem: bool = False) -> WordReader
     """Open the stop list and the stemmer.
 
     Args:
-        stop_words: a text file with a word a line; None takes scikit-learn's list of English words, and what
-            contractions leave of others (our choice).
+        stop_words: a text file with a word a line; None takes our own list of English ones.
         stem: count Porter stems (Porter, Program 1980) instead of words.
 
     Raises:
         UnmaskError: no such file, or no library that stems.
     """
-    stop = _default_stop_words() if stop_words is None else _read(Path(stop_words))
+    stop = STOP_WORDS if stop_words is None else _read(Path(stop_words))
     return WordReader(stop, _porter() if stem else None)
-
-
-def _default_stop_words() -> frozenset[str]:
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    return _CONTRACTED | ENGLISH_STOP_WORDS
 
 
 def _read(path: Path) -> frozenset[str]:
