@@ -103,7 +103,7 @@ class DocumentModel:
         """Of everything it holds."""
         digest = hashlib.blake2b(json.dumps(self._plain()).encode(), digest_size=8)
         for _, array in sorted(self._arrays().items()):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -121,7 +121,8 @@ class DocumentModel:
         """
         try:
             plain = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-            return cls(**plain, **load_file(folder / "counts.safetensors"))
+            arrays: dict[str, Any] = load_file(folder / "counts.safetensors")
+            return cls(**plain, **arrays)
         except Exception as error:  # safetensors and json raise a dozen kinds here; all mean "not readable"
             raise DocumentModelError(
                 f"{folder}: holds no document model ({error}); delete it to fit it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,9 +72,9 @@ def _read(path: Path) -> frozenset[str]:
 
 def _porter() -> Stem:
     try:
-        import snowballstemmer
+        library = importlib.import_module("snowballstemmer")
     except ImportError:
         raise UnmaskError(
             "data.words.stem: stems need the library snowballstemmer: pip install snowballstemmer, or set it to false"
         ) from None
-    return lru_cache(maxsize=1 << 18)(snowballstemmer.stemmer("porter").stemWord)
+    return lru_cache(maxsize=1 << 18)(library.stemmer("porter").stemWord)
