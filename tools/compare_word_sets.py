@@ -35,9 +35,9 @@ def collection(documents: int, length: int, vocabulary: int) -> tuple[DocumentMo
     share /= share.sum()
     bags, df = [], np.zeros(vocabulary, np.int64)
     for _ in range(documents):
-        words, counts = np.unique(rng.choice(vocabulary, length, p=share), return_counts=True)
-        df[words] += 1
-        bags.append(Bag(words, counts, length))
+        found, counts = np.unique(rng.choice(vocabulary, length, p=share), return_counts=True)
+        df[found] += 1
+        bags.append(Bag(found, counts, length))
     tf = np.maximum(1, (share * documents * length * 10).astype(np.int64))
     words = [f"w{i}" for i in range(vocabulary)]
     df = np.maximum(df * 10, 1)

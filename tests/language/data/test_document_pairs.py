@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from collection_words import FACTS, GOLDEN
+from collection_words import FACTS, GOLDEN, PIECES, records, word_piece
 
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import SampleKey
@@ -21,7 +20,6 @@ from unmask.language.data.vocabulary import Vocabulary, begins_word, open_tokeni
 from unmask.language.data.word_sets import WordSettings
 
 WORDS = WordSettings(least=2)
-PIECES = FACTS["vocabulary"]
 VOCABULARY = Vocabulary(len(PIECES), 4, 2, 3, 0, 1, (0, 1, 2, 3, 4), "golden")
 BEGINS = np.array([not piece.startswith("##") for piece in PIECES])
 
@@ -29,26 +27,6 @@ BEGINS = np.array([not piece.startswith("##") for piece in PIECES])
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
-
-
-def word_piece(folder: Path) -> str:
-    """A BERT tokenizer with the record's vocabulary."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {piece: i for i, piece in enumerate(PIECES)}
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
-    return str(folder)
-
-
-def records(folder: Path, name: str = "news.jsonl", title: str = "title") -> Path:
-    folder.mkdir(exist_ok=True)
-    rows = [{"_id": d["id"], title: d["title"], "text": d["text"]} for d in FACTS["documents"]]
-    (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

@@ -28,7 +28,10 @@ DOMAIN = Domain(
         "chats": "unmask.language.data.chats",
         "documents": "unmask.language.data.document_pairs",
     },
-    tasks={"language": "unmask.language.evaluation.language"},
+    tasks={
+        "language": "unmask.language.evaluation.language",
+        "retrieval": "unmask.language.evaluation.retrieval",
+    },
     pretrained="unmask.language.interop.pretrained",
     sets="unmask.language.data.embedded.carriers",
     checks="unmask.language.checks",

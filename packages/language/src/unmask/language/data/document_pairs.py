@@ -246,17 +246,22 @@ def _chosen(seed: int, document: int) -> bool:
 
 def collate(samples: Sequence[Sample]) -> PairBatch:
     """Pairs as a batch, padded to the longest row."""
-    width = max(len(row.tokens) for sample in samples for row in sample.rows)
-    pads = {"tokens": samples[0].pad, "types": 0, "groups": -1}
-    padded = {name: torch.full((len(samples), 2, width), pad, dtype=torch.int64) for name, pad in pads.items()}
-    valid = torch.zeros(len(samples), 2, width, dtype=torch.bool)
-    for i, sample in enumerate(samples):
-        for j, row in enumerate(sample.rows):
-            valid[i, j, : len(row.tokens)] = True
-            for name, array in padded.items():
-                array[i, j, : len(row.tokens)] = torch.from_numpy(getattr(row, name))
-    ids = torch.tensor([sample.id for sample in samples], dtype=torch.int64)
-    return PairBatch(padded["tokens"], padded["types"], valid, padded["groups"], ids)
+    padded = pad_rows([sample.rows for sample in samples], samples[0].pad)
+    return PairBatch(**padded, ids=torch.tensor([sample.id for sample in samples], dtype=torch.int64))
+
+
+def pad_rows(samples: Sequence[Sequence[Row]], pad: int) -> dict[str, Tensor]:
+    """Rows, the same number of each sample, as tensors [samples, rows, length] by the names of `PairBatch`."""
+    width, count = max(len(row.tokens) for rows in samples for row in rows), len(samples[0])
+    fill = {"tokens": pad, "types": 0, "groups": -1}
+    padded = {name: torch.full((len(samples), count, width), value) for name, value in fill.items()}
+    padded["valid"] = torch.zeros(len(samples), count, width, dtype=torch.bool)
+    for i, rows in enumerate(samples):
+        for j, row in enumerate(rows):
+            padded["valid"][i, j, : len(row.tokens)] = True
+            for name in fill:
+                padded[name][i, j, : len(row.tokens)] = torch.from_numpy(getattr(row, name))
+    return padded
 
 
 # ---- where they come from ------------------------------------------------------------------------------------------
@@ -283,6 +288,15 @@ class _Reader:
     def identity(self) -> list[Any]:
         """What the documents depend on beside the files."""
         return [self.settings.unit, self.settings.piece, self.settings.title_field, self.settings.text_field]
+
+    def titled(self, files: Files) -> Iterator[tuple[str, str, str]]:
+        """The name, title and text of every document, in the order of the token store."""
+        whole = replace(self.settings, title_field="")
+        for index in range(len(files.names)):
+            for found in _Reader(whole)(files, index):
+                if isinstance(found, Document):
+                    title = found.fields.get(self.settings.title_field)
+                    yield found.name, title.strip() if isinstance(title, str) else "", found.parts[0]
 
     def texts(self, files: Files) -> Iterable[str]:
         """Every document, in the order of the token store."""
@@ -363,3 +377,11 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
             "data.thin_short=false"
         )
     return pairs
+
+
+def titled_documents(settings: Settings, split: Split, tokenizer: Tokenizer) -> Iterator[tuple[str, str, str]]:
+    """The name, title (empty where there is none) and text of each document of one split."""
+    reader = _Reader(settings)
+    every = open_corpus(settings, tokenizer, reader, reader.identity)
+    members = set(every.members(split).tolist())
+    return (found for index, found in enumerate(reader.titled(every.files)) if index in members)
