@@ -163,7 +163,7 @@ def test_the_authors_scores(model: DocumentModel) -> None:
     collection = aligned(model, model.collection("df"))
     rows = (GOLDEN["output/score_p_w_given_D_on_candidates"], GOLDEN["output/q_candidates_normalised"])
     for tf, length, scores, shares in zip(GOLDEN["output/doc_tf"], GOLDEN["output/doc_word_num"], *rows, strict=True):
-        ours = smoothed(tf, float(length), model.mean_length, collection)
+        ours = smoothed(tf, int(length), model.mean_length, collection)
         there = ~np.isnan(scores)
         np.testing.assert_allclose(ours[there], scores[there], rtol=1e-5)
         np.testing.assert_allclose(ours[there] / ours[there].sum(), shares[there], rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def test_pairs_follow_from_seed_document_and_visit_alone(settings: Settings) -> 
     assert pairs[0, 2].rows[0].tokens.tolist() != pairs[0, 3].rows[0].tokens.tolist()
     moved = open_split(settings, "train", seed=5)
     assert any(pairs[i, 0].rows[0].tokens.tolist() != moved[i, 0].rows[0].tokens.tolist() for i in range(last))
+    copied = pickle.loads(pickle.dumps(pairs))  # as a worker that is spawned gets it
+    assert copied[1, 2].rows[0].tokens.tolist() == wanted[1]
     chosen = pairs.view(torch.tensor([3, 1]), seed=4)
     assert chosen[1, 2].rows[0].tokens.tolist() == wanted[1]
     assert pairs.name_of(int(pairs.ids[0])).startswith("news.jsonl:")

@@ -270,7 +270,7 @@ def test_an_architecture_without_such_a_head_is_an_error() -> None:
 
 def test_settings_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match=r"model\.margin: with pairwise=softmax_margin"):
-        build(Settings(pairwise="softmax_margin", margin=2), DataSettings(vocabulary=VOCABULARY), {})
+        build(Settings(pairwise="softmax_margin", margin=2.0), DataSettings(vocabulary=VOCABULARY), {})
 
 
 def test_initial_weights() -> None:

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from safetensors.numpy import load_file, save_file
 
 from unmask.core.errors import UnmaskError
@@ -138,7 +138,7 @@ class DocumentModel:
 
 
 def smoothed(
-    counts: Float[np.ndarray, "*words"], length: float, mu: float, collection: Float[np.ndarray, "*words"]
+    counts: Num[np.ndarray, "*words"], length: int, mu: float, collection: Float[np.ndarray, "*words"]
 ) -> Float[np.ndarray, "*words"]:
     """p(w|D) of words with `counts` in a document of `length` words.
 

@@ -126,7 +126,7 @@ class PairBatch:
 
 
 def build_row(
-    words: Int[np.ndarray, "pieces"],
+    words: Int[np.ndarray, "written"],
     document: Int[np.ndarray, "pieces"],
     length: int,
     vocabulary: Vocabulary,
