@@ -34,9 +34,9 @@ from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.frames import SAMPLE_RATE, num_frames
 from unmask.speech_audio.data.labels import Target
-from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings, SpeechEncoder
+from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings
 from unmask.speech_audio.interop.convert import from_torchaudio
-from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT
+from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT, Settings
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 FLOP/s, vendors' data sheets
 Step = Callable[[int], Tensor]
@@ -117,10 +117,8 @@ def sides(case: Case, device: str, compiled: bool) -> dict[str, tuple[nn.Module,
     )  # fmt: skip
 
     theirs = torchaudios(case).to(device).train()
-    ours = HuBERT(
-        SpeechEncoder(case.encoder), [Target("labels", case.classes, 50.0, "")], HeadSettings(case.head_dim),
-        masking=given,
-    ).to(device).train()  # fmt: skip
+    settings = Settings(case.encoder, HeadSettings(case.head_dim))
+    ours = HuBERT(settings, [Target("labels", case.classes, 50.0, "")], given).to(device).train()
     ours.load_state_dict(from_torchaudio(theirs.state_dict()))
 
     def inject(x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ def contenders(dim: int, classes: int, frames: int, device: str) -> dict[str, Ca
     x, centroids = torch.randn(frames, dim, generator=generator), torch.randn(classes, dim, generator=generator)
     theirs = MiniBatchKMeans(classes, n_init=1, max_iter=1, random_state=0).fit(x[: 10 * classes].numpy())
     theirs.cluster_centers_ = centroids.numpy().copy()
-    book, placed, array = KMeans(centroids).to(device), x.to(device), x.numpy()
+    book, placed, array = KMeans(centroids.to(device)), x.to(device), x.numpy()
     assert (book.assign(placed).cpu().numpy() == theirs.predict(array)).mean() > 0.9999
     draws: dict[str, Callable[[], Any]] = {
         "unmask": lambda: book.assign(placed).cpu(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unmask.core import progress
-from unmask.core.progress import progress_bar
+from unmask.core.progress import progress_bar, progress_shown
 
 
 def test_a_log_gets_a_line_every_ten_seconds(
@@ -26,3 +26,15 @@ def test_what_is_done_at_once_says_nothing(capsys: pytest.CaptureFixture[str]) -
     with progress_bar("encoding", 10) as advance:
         advance(10)
     assert capsys.readouterr().err == ""
+
+
+def test_a_quiet_run_has_no_progress_within_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    with progress_shown(False), progress_bar("encoding", 10) as advance:
+        advance(10)
+    assert capsys.readouterr().err == ""
+    with progress_bar("encoding", 10) as advance:
+        advance(10)
+    assert capsys.readouterr().err.startswith("encoding: 10 of 10")

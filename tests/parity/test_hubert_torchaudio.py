@@ -17,9 +17,9 @@ from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.frames import num_frames
 from unmask.speech_audio.data.labels import Target
-from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
+from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings
 from unmask.speech_audio.interop.convert import from_torchaudio, to_torchaudio
-from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT, HuBERTPlan
+from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT, HuBERTPlan, Settings
 
 TOLERANCE = 1e-5
 CLASSES, SAMPLES = 11, 12_000
@@ -75,7 +75,7 @@ def pair(kind: str, hidden: Tensor, **options: Any) -> tuple[HuBERT, Any]:
         layer_drop=0.0,
     )  # fmt: skip
     target = Target("mfcc", CLASSES, 100.0, "")
-    ours = HuBERT(SpeechEncoder(settings), [target], HeadSettings(dim=8), masking=Given(hidden), **options)
+    ours = HuBERT(Settings(settings, HeadSettings(dim=8), **options), [target], Given(hidden))
     ours.load_state_dict(from_torchaudio(theirs.state_dict()))
     return ours, theirs
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from unmask.core.errors import UnmaskError
 from unmask.core.mask import Mask
 from unmask.core.method import Plan
 from unmask.core.targets import patchify
 from unmask.vision.data.images import ImageBatch
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
-from unmask.vision.interop.convert import mae_to_vitmae, vitmae_to_mae
+from unmask.vision.interop.convert import VITMAE
 from unmask.vision.methods.mae import MAE, DecoderSettings
 
 TOLERANCE = 1e-5
@@ -41,7 +42,7 @@ def pair(channels: int = 3, patch: int = 4, norm_pix: bool = True) -> tuple[MAE,
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     encoder = VisionTransformer(ViTSettings(patch, dim=48, depth=3, heads=4), (32, 32), channels)
     ours = MAE(encoder, DecoderSettings(dim=32, depth=2, heads=2), norm_pix=norm_pix).train()
-    ours.load_state_dict(vitmae_to_mae(theirs.state_dict()))
+    ours.load_state_dict(VITMAE.to_ours(theirs.state_dict()))
     return ours, theirs
 
 
@@ -72,7 +73,7 @@ def test_loss_prediction_and_every_gradient(channels: int, patch: int, norm_pix:
     assert torch.equal(mask.order.argsort(1), expected.ids_restore)
     assert difference(prediction, mask.hidden_indices.take(expected.logits)) <= TOLERANCE
     assert difference(loss, expected.loss) <= TOLERANCE
-    theirs_grad = vitmae_to_mae({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
+    theirs_grad = VITMAE.to_ours({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
     ours_grad = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
     assert ours_grad.keys() == theirs_grad.keys()
     errors = {name: difference(ours_grad[name], theirs_grad[name]) for name in ours_grad}
@@ -102,10 +103,10 @@ def test_features_equal() -> None:
 def test_weights_convert_there_and_back() -> None:
     ours, theirs = pair()
     state = theirs.state_dict()
-    back = mae_to_vitmae(vitmae_to_mae(state))
+    back = VITMAE.to_theirs(VITMAE.to_ours(state))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
-    with pytest.raises(ValueError, match="'vit.surprise' is not a weight"):
-        vitmae_to_mae({"vit.surprise": torch.zeros(1)})
-    with pytest.raises(ValueError, match="layer scale"):
-        mae_to_vitmae({"encoder.blocks.0.ls1.gamma": torch.zeros(1)})
+    with pytest.raises(UnmaskError, match=r"not those of transformers' ViTMAEForPreTraining; unknown: vit\.surprise$"):
+        VITMAE.to_ours({"vit.surprise": torch.zeros(1)})
+    with pytest.raises(UnmaskError, match=r"can hold; unknown: encoder\.blocks\.0\.ls1\.gamma$"):
+        VITMAE.to_theirs({"encoder.blocks.0.ls1.gamma": torch.zeros(1)})

@@ -17,7 +17,6 @@ from unmask.core.targets import patchify
 from unmask.vision.data.images import ImageBatch
 from unmask.vision.encoders.timm import SwinSettings, swin
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
-from unmask.vision.interop.convert import fuse_qkv
 from unmask.vision.methods.simmim import SimMIM
 
 TOLERANCE = 1e-5
@@ -44,7 +43,12 @@ SWIN = {
 def convert(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Our names and shapes for transformers' tensors."""
     converted = {}
-    for name, tensor in fuse_qkv(state).items():
+    for name, tensor in state.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            tensor = torch.cat([state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+            name = name.replace(".q_proj.", ".qkv.")
         if ".downsample." in name:  # transformers merges patches at the end of a stage, timm at the start of the next
             stage = int(name.split(".")[3])
             name = name.replace(f"layers.{stage}.", f"layers.{stage + 1}.")

@@ -149,6 +149,39 @@ def test_a_broken_explainer_is_caught(broken: Any) -> None:
     assert EXPLAINERS[broken] in str(failure.value)
 
 
+class TrainedExplainer(Tuned):
+    """Its parameters are trained, and maps are of their gradient: one value per token."""
+
+    def explain(self, batch: Any) -> Tensor:
+        x = batch.x.clone().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.head(self.network(x).mean(1)).max(1).values.sum(), x)
+        return (gradient * x).sum(-1).detach()
+
+
+BROKEN_MAPS = {
+    "one for each of": lambda self, batch: self.head.weight.detach().sum()[None],
+    "not finite or has a gradient": lambda self, batch: self.network(batch.x),
+    "two calls give different maps": lambda self, batch: torch.randn(len(batch.ids), 8),
+    "do not change with the network's weights": lambda self, batch: batch.x.sum(-1),
+}
+
+
+def test_a_trained_explainer_is_held_to_both_suites() -> None:
+    check_method(TrainedExplainer(), vectors(), kind="explain", skip={"compiles"})
+    broken = TrainedExplainer()
+    broken.frozen = nn.Linear(2, 2)
+    with pytest.raises(AssertionError, match="no gradient reaches frozen.weight"):
+        check_method(broken, vectors(), kind="explain", skip={"compiles"})
+
+
+@pytest.mark.parametrize("fault", BROKEN_MAPS)
+def test_faults_of_a_trained_explainer_are_named(fault: str) -> None:
+    broken = type("Broken", (TrainedExplainer,), {"explain": BROKEN_MAPS[fault]})()
+    with pytest.raises(AssertionError, match=f"- explains: .*{fault}"):
+        check_method(broken, vectors(), kind="explain", skip={"compiles"})
+
+
 def test_assert_reaches() -> None:
     torch.manual_seed(0)
     method, batch = Latent(), vectors()

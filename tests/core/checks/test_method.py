@@ -213,8 +213,10 @@ def test_wrong_use_is_refused() -> None:
         check_method(make(), ImageBatch(BATCH.images[:2], BATCH.ids[:2]))
     with pytest.raises(ValueError, match="give `corrupt`, which overwrites their input"):
         checks.check_method(make(), BATCH)
-    with pytest.raises(ValueError, match="kind 'explain': .* for `check_explainer`"):
-        check_method(make(), BATCH, kind="explain")
+    with pytest.raises(ValueError, match=r"make is no module, so it is not trained; .* `check_explainer`"):
+        checks.check_method(make, BATCH, kind="explain")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="kind 'explian': check_method takes pretrain, .*explain"):
+        check_method(make(), BATCH, kind="explian")
 
 
 def test_coarser_features_stand_for_their_tokens() -> None:

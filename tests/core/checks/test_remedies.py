@@ -151,7 +151,7 @@ def test_a_pretraining_needs_a_mask_and_other_kinds_do_not() -> None:
         AssertionError, match="fails 1 of .*\n  - masks_are_consistent: the plan holds no Mask and no Split"
     ):
         check_method(WithoutMask(), vectors(), skip={"compiles"})
-    for kind in set(KINDS) - {"pretrain", "explain"}:
+    for kind in set(KINDS) - {"pretrain"}:
         check_method(WithoutMask(), vectors(), kind=kind, skip={"compiles"})
 
 

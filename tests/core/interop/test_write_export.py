@@ -12,7 +12,7 @@ import yaml
 from classifiers import write_classifier
 
 from unmask.core.errors import UnmaskError
-from unmask.core.interop.export import Exported, write_export
+from unmask.core.interop.export import Exported, Exporter
 from unmask.core.interop.model_card import lines, model_card, public
 from unmask.core.training import checkpoint
 from unmask.core.training.launch import build
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def card(exported: Exported) -> str:
+def card(exported: Exported, to: str) -> str:
     return model_card(exported, "some", {"What this is": "A test.", "Empty": ""}, ["tag", "mae"], "some-task")
 
 
@@ -59,7 +59,7 @@ WRITERS: Any = {"some": write, "broken": broken}
 def test_an_export_is_what_the_writer_wrote_and_a_card(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "deep" / "new", tmp_path / "empty"):
-        assert write_export(str(run), str(out), "some", WRITERS, card) == out
+        assert Exporter(WRITERS, card)(str(run), str(out)) == out
         assert {path.name for path in out.iterdir()} == {"weights", "README.md"}
         assert (out / "weights").read_text() == "7"
     assert {path.name for path in tmp_path.iterdir()} == {"deep", "empty"}
@@ -76,7 +76,7 @@ def test_refusals_leave_nothing(run: Path, tmp_path: Path) -> None:
         (tmp_path, "out", "some", "is not a run"),
     ):
         with pytest.raises(UnmaskError, match=said):
-            write_export(given, tmp_path / out, to, WRITERS, card)
+            Exporter(WRITERS, card)(given, tmp_path / out, to)
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
 
@@ -85,12 +85,10 @@ def test_a_format_for_classifiers_is_named(run: Path, tmp_path: Path) -> None:
     write_classifier(run, tuned, ("cat", "dog"))
     (tuned / "finetune.json").write_text(json.dumps({"step": 9, "data": "/home/me/pets", "accuracy": 0.75}))
     with pytest.raises(UnmaskError, match="--to some writes none; export it with: --to other or --to more$"):
-        write_export(tuned, tmp_path / "out", "some", WRITERS, card, classifiers=["other", "more"])
+        Exporter(WRITERS, card, classifiers=["other", "more"])(tuned, tmp_path / "out", "some")
     with pytest.raises(UnmaskError, match=r"use it with unmask\.vision\.load, or export the run that was fine-tuned$"):
-        write_export(tuned, tmp_path / "out", "some", WRITERS, card)
-    text = (
-        write_export(tuned, tmp_path / "out", "some", WRITERS, card, classifiers=["some"]) / "README.md"
-    ).read_text()
+        Exporter(WRITERS, card)(tuned, tmp_path / "out", "some")
+    text = (Exporter(WRITERS, card, classifiers=["some"])(tuned, tmp_path / "out", "some") / "README.md").read_text()
     for part in (
         "pre-trained with unmask, and fine-tuned",
         "on labels of 2 classes",
@@ -101,7 +99,7 @@ def test_a_format_for_classifiers_is_named(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_says_how_the_weights_came_to_be(run: Path, tmp_path: Path) -> None:
-    text = (write_export(run, tmp_path / "out", "some", WRITERS, card) / "README.md").read_text()
+    text = (Exporter(WRITERS, card)(run, tmp_path / "out", "some") / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     tags = ["unmask", "self-supervised-learning", "tag", "mae"]
     assert front == {"library_name": "some", "pipeline_tag": "some-task", "tags": tags}

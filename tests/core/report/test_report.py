@@ -15,6 +15,7 @@ import yaml
 from unmask.core.errors import UnmaskError
 from unmask.core.report import Reference, make_reference, page, write_report
 from unmask.core.report.gather import read_run
+from unmask.core.report.plots import loss_plot
 from unmask.core.report.probes import chance, few_label_figure, score_table
 from unmask.core.report.reference import differences, judge
 
@@ -119,17 +120,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
 
 
 def test_ranks_and_online_probes_are_curves(finished: tuple[str, Page], tmp_path: Path) -> None:
-    assert "How the features became" not in finished[1].text, "nothing was measured"
+    assert "How the features developed" not in finished[1].text, "nothing was measured"
     run = make_run(tmp_path / "run", weights=False)
     with (run / "metrics.jsonl").open("a") as file:
         for step, rank in ((90, 9.0), (100, 3.5)):
             numbers = {"rankme": rank, "deviation": 0.25, "token_rankme": 12.0, "target_rank": None}
             file.write(json.dumps({"step": step, **numbers, "knn_word": 0.5, "linear_word": rank / 10}) + "\n")
     written = Page(write_report(run).read_text())
-    assert "How the features became" in written.text and "The deviation over samples is 0.25" in written.text
+    assert "How the features developed" in written.text and "The deviation over samples is 0.25" in written.text
     labels = [attrs.get("aria-label") for attrs in written.all("div")]
     assert "samples: 9 to 3.5; tokens: 12 to 12." in labels, "a target's rank that is null has no curve"
-    assert "knn word: 50 to 50; linear word: 90 to 35." in labels
+    assert "k-NN word: 50 to 50; linear word: 90 to 35." in labels
 
 
 def test_the_page_has_its_parts(finished: tuple[str, Page]) -> None:
@@ -387,3 +388,12 @@ def test_chance_is_two_deviations_of_a_difference() -> None:
     generator = np.random.default_rng(0)
     a, b = (generator.binomial(400, 0.5, 20_000) / 400 for _ in range(2))
     assert np.mean(100 * np.abs(a - b) > chance(0.5, 0.5, 400)) == pytest.approx(0.05, abs=0.01)
+    assert chance(0.5, 0.5, 4) > 40 and chance(1.0, 1.0, 4) > 40  # four right answers are no certainty
+
+
+def test_a_short_run_is_not_a_speck_beside_its_reference() -> None:
+    """The reference's 2,500 steps give way where the run has 6; a run of its length is drawn beside all of it."""
+    reference = Reference([1, 6, 2500], [60.0, 40.0, 4.0], [1.0, 1.0, 0.1], 3)
+    short = loss_plot(([1, 6], [60.0, 40.0]), ([6], [41.0]), reference)
+    assert ">2500<" not in short and ">12<" in short and "−20" not in short
+    assert ">2500<" in loss_plot(([1, 2500], [60.0, 4.0]), ([], []), reference)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from unmask.core import registry
+from unmask.core.training.build_check import _WithoutWeights
 from unmask.core.training.changes import changed_keys, with_defaults
 from unmask.core.training.recipe import (
     RecipeError,
@@ -142,6 +147,28 @@ def test_what_the_method_refuses_is_in_the_list(ratio: float) -> None:
 def test_a_patch_that_does_not_divide_the_image() -> None:
     (problem,) = problems(raw(), {"model.encoder.patch_size": 5})
     assert problem.startswith("model: ") and "5" in problem and "28" in problem
+
+
+def test_building_for_the_check_takes_no_weights_no_compiler_and_no_random_numbers() -> None:
+    """Importing torch's compiler takes seconds, which an error in a recipe should not wait for."""
+    program = """
+import sys, torch
+from unmask.core.training.recipe import load_recipe
+before = torch.get_rng_state()
+load_recipe("vision/mae", "paper")
+assert torch.equal(before, torch.get_rng_state())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_layers_are_built_without_memory_and_tables_with_values() -> None:
+    with _WithoutWeights():
+        layer, embedding = nn.Linear(10**6, 10**6), nn.Embedding(10**6, 10**6)
+        table = torch.arange(3.0)
+        nn.init.trunc_normal_(layer.weight)
+        nn.init.zeros_(embedding.weight)
+    assert layer.weight.is_meta and embedding.weight.is_meta and table.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

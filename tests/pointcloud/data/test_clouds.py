@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from unmask.core.data.kinds import SourceError
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import SampleKey
-from unmask.pointcloud.data.augment import FeatureError, draw_turn, normalise
+from unmask.pointcloud.data.augment import FeatureError, draw_transform, normalise
 from unmask.pointcloud.data.batches import PointBatch
-from unmask.pointcloud.data.clouds import PointClouds, Settings, SourceError, collate, open_split, resolve
+from unmask.pointcloud.data.clouds import PointClouds, Settings, collate, open_split, resolve
 from unmask.pointcloud.data.extent import choose_pillar, choose_range, holds_origin, inside
 from unmask.pointcloud.data.readers import Cloud
 from unmask.pointcloud.data.sources import Source
@@ -203,7 +204,7 @@ def test_georeferenced_tiles_keep_their_millimetres(tmp_path):
 
 def test_turns_stay_within_their_limits_and_take_each_of_them():
     keys = [SampleKey.of(0, i).stream("x") for i in range(400)]
-    turns = [draw_turn(key, 0.3925, (0.95, 1.05), 0.5) for key in keys]
+    turns = [draw_transform(key, 0.3925, (0.95, 1.05), 0.5) for key in keys]
     for turn in turns:
         np.testing.assert_allclose(turn.matrix @ turn.matrix.T, np.eye(3), atol=1e-12)
         assert turn.matrix[2].tolist() == turn.matrix[:, 2].tolist() == [0, 0, 1] and 0.95 <= turn.factor < 1.05
@@ -213,7 +214,7 @@ def test_turns_stay_within_their_limits_and_take_each_of_them():
         [math.atan2(turn.matrix[1, 0] * s[1], turn.matrix[0, 0] * s[0]) for turn, s in zip(turns, signs, strict=True)]
     )
     assert 0.37 < angles.max() < 0.3925 and -0.3925 < angles.min() < -0.37
-    still = draw_turn(keys[0], 0.0, (1.0, 1.0), 0.0)
+    still = draw_transform(keys[0], 0.0, (1.0, 1.0), 0.0)
     assert np.array_equal(still.matrix, np.eye(3)) and still.factor == 1
 
 

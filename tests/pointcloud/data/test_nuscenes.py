@@ -15,7 +15,7 @@ from unmask.core.data.kinds import CorruptSampleError, SourceError
 from unmask.core.errors import UnmaskError
 from unmask.pointcloud.data import nuscenes
 from unmask.pointcloud.data.clouds import Settings, open_split
-from unmask.pointcloud.data.nuscenes import SweepReader, find, rotation
+from unmask.pointcloud.data.nuscenes import SweepReader, find, move
 from unmask.pointcloud.data.sources import open_source
 
 STEP = 50_000  # microseconds between sweeps
@@ -126,15 +126,16 @@ def reader(root: Path, sweeps: int = 1) -> SweepReader:
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_rotations_are_those_of_the_quaternion(axis):
-    half, quaternion = 0.35, [math.cos(0.35), 0.0, 0.0, 0.0]
-    quaternion[1 + axis] = math.sin(half)
-    found = rotation(np.array(quaternion))
-    across, up = np.eye(3)[(axis + 1) % 3], np.eye(3)[(axis + 2) % 3]
-    np.testing.assert_allclose(found @ np.eye(3)[axis], np.eye(3)[axis], atol=1e-15)
-    np.testing.assert_allclose(found @ across, math.cos(0.7) * across + math.sin(0.7) * up, atol=1e-15)
-    cycle = rotation(np.array([0.5, 0.5, 0.5, 0.5]))  # x to y, y to z, z to x
-    np.testing.assert_allclose(cycle @ [1.0, 2.0, 3.0], [3.0, 1.0, 2.0], atol=1e-15)
+def test_poses_turn_by_their_quaternion_and_then_shift(axis):
+    pose = np.array([math.cos(0.35), 0.0, 0.0, 0.0, 5.0, 6.0, 7.0])
+    pose[1 + axis] = math.sin(0.35)
+    along, across, up = (np.eye(3)[(axis + i) % 3] for i in range(3))
+    expected = np.stack([along, math.cos(0.7) * across + math.sin(0.7) * up]) + [5, 6, 7]
+    found = move(np.stack([along, across]), pose)
+    np.testing.assert_allclose(found, expected, atol=1e-15, rtol=1e-15)
+    np.testing.assert_allclose(move(found, pose, back=True), [along, across], atol=1e-14)
+    cycle = np.array([0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0])  # x to y, y to z, z to x
+    np.testing.assert_allclose(move(np.array([[1.0, 2.0, 3.0]]), cycle), [[3.0, 1.0, 2.0]], atol=1e-15)
 
 
 def test_points_that_stand_still_come_together(tmp_path):

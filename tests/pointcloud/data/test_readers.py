@@ -15,7 +15,7 @@ from unmask.core.data.kinds import CorruptSampleError, SourceError
 from unmask.core.errors import UnmaskError
 from unmask.pointcloud.data import readers
 from unmask.pointcloud.data.las import LAS_CLASSES, index_points
-from unmask.pointcloud.data.readers import Cloud, complaint, read_cloud, suffix_of
+from unmask.pointcloud.data.readers import Cloud, head_problem, read_cloud, suffix_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -330,7 +330,7 @@ def test_first_bytes_tell_what_cannot_be_a_cloud():
         ("d.xyz", b"\0\0", "not a text file"),
     ):
         head = content if isinstance(content, bytes) else content.encode()
-        assert complaint(head, Path(name).suffix) == expected, name
+        assert head_problem(head, Path(name).suffix) == expected, name
 
 
 def test_clouds_are_plain_values():

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scans import fabricate, scan, write_las, write_scans
-from sklearn.metrics import accuracy_score, jaccard_score
 from torch import Tensor
 
 import unmask.pointcloud
@@ -37,7 +36,7 @@ from unmask.pointcloud.data.clouds import collate, open_split
 from unmask.pointcloud.encoders.sparse_conv import ConvEncoderSettings, SparseConvEncoder
 from unmask.pointcloud.encoders.window import PillarEncoder
 from unmask.pointcloud.evaluation import dense, finetuning
-from unmask.pointcloud.evaluation.dense import DenseProbe, NoPointLabels, Reading, dense_probe
+from unmask.pointcloud.evaluation.dense import NoPointLabels, Reading, dense_probe
 from unmask.pointcloud.evaluation.encoding import ENCODING
 from unmask.pointcloud.evaluation.features import BINS, QUANTILES, cloud_vectors, coordinates, point_coordinates
 from unmask.pointcloud.evaluation.finetuning import protocol_for
@@ -243,6 +242,15 @@ def test_evaluation_repeats(run: Path, evaluated: dict[str, Any]) -> None:
     assert (again["rows"], again["dense"]) == (evaluated["rows"], evaluated["dense"])
 
 
+def test_without_references_only_the_trained_encoder_is_measured(
+    run: Path, evaluated: dict[str, Any], tmp_path: Path
+) -> None:
+    alone = shutil.copytree(run, tmp_path / "run")
+    assert evaluate(alone, device="cpu", quick=True, references=False)["rows"] == {
+        "trained": evaluated["rows"]["trained"]
+    }
+
+
 def test_the_table_names_every_row_and_split(evaluated: dict[str, Any]) -> None:
     text = table(evaluated)
     for part in ("trained encoder", "untrained encoder", "coordinates", "k-NN", "1 % labels", "mean IoU", "15 test"):
@@ -409,24 +417,6 @@ def test_which_points_are_fitted_on_does_not_depend_on_batches_or_order(splits: 
     all_points = sample(2, most=10_000)
     inside = sum(int(((p < 2)[:, :2].all(1) & (torch.arange(len(p)) % 5 != 0)).sum()) for p in splits["train"].points)
     assert len(all_points.y) == inside and len(sample(2, clouds=2, most=10_000).y) < inside
-
-
-def test_scores_are_scikit_learns() -> None:
-    generator = torch.Generator().manual_seed(0)
-    true = torch.randint(0, 4, (400,), generator=generator)
-    answered = torch.where(torch.rand(400, generator=generator) < 0.6, true, torch.randint(0, 6, (400,)))
-    found = dense.scores(dense.confusion_matrix(true, answered, 6), list("abcdef"))
-    each = jaccard_score(true, answered, labels=[0, 1, 2, 3], average=None)
-    assert list(found["iou"]) == list("abcd") and list(found["iou"].values()) == pytest.approx(each.tolist())
-    assert found["mean_iou"] == pytest.approx(each.mean())
-    assert found["accuracy"] == pytest.approx(accuracy_score(true, answered))
-
-
-def test_classes_that_training_never_shows_are_never_answered() -> None:
-    x, y = torch.randn(60, 3), torch.tensor([4, 9]).repeat(30)
-    x[:, 0] = y
-    fitted = dense.fit_points(x, y, x, y, DenseProbe().linear)
-    assert fitted.weight.shape == (2, 4) and fitted(x).equal(y) and fitted.val_accuracy == 1
 
 
 def test_points_of_one_class_cannot_be_probed(splits: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import fields
 
 import pytest
@@ -14,15 +13,7 @@ from torch import Tensor
 
 from unmask.core.errors import UnmaskError
 from unmask.pointcloud.data.batches import PointBatch, Sample, collate
-from unmask.pointcloud.geometry.voxels import (
-    VoxelGrid,
-    Voxels,
-    neighbours,
-    segment_max,
-    segment_mean,
-    segment_sum,
-    voxelise,
-)
+from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, neighbours, voxelise
 
 # Not square, not symmetric, unequal cells: an axis mixed up shows.
 GRID = VoxelGrid((-1.1, 2.0, -0.7), (0.3, 0.5, 2.4), (4, 7), low=(6, 2, 4), med=(3, 1, 2))
@@ -228,30 +219,6 @@ def test_neighbours_as_a_dictionary_finds_them(shape: tuple[int, int], samples: 
         where = {tuple(pillar): row for row, pillar in enumerate(pillars.tolist())}
         expected = [[where.get((b, y + dy, x + dx), -1) for dy in (-1, 0, 1) for dx in (-1, 0, 1)] for b, y, x in where]
         assert neighbours(pillars, shape).tolist() == expected
-
-
-# --- segments ---
-
-
-REDUCTIONS = {segment_mean: lambda p: p.mean(0), segment_max: lambda p: p.amax(0), segment_sum: lambda p: p.sum(0)}
-
-
-@pytest.mark.parametrize("ours", REDUCTIONS)
-def test_segments_and_their_gradients_as_a_loop_reduces_them(ours: Callable[[Tensor, Tensor], Tensor]) -> None:
-    x, starts = torch.randn(40, 5, requires_grad=True), torch.tensor([0, 1, 1, 20, 39, 40, 40])
-    parts = [x[a:b] for a, b in itertools.pairwise(starts.tolist())]
-    slow = torch.stack([REDUCTIONS[ours](part) if len(part) else torch.zeros(5) for part in parts])
-    fast = ours(x, starts)
-    torch.testing.assert_close(fast, slow)
-    weight = torch.randn_like(slow)
-    torch.testing.assert_close(*(torch.autograd.grad((y * weight).sum(), x)[0] for y in (fast, slow)))
-    assert ours(torch.randn(0, 5), torch.tensor([0])).shape == (0, 5)
-
-
-def test_equal_maxima_share_the_gradient() -> None:
-    tied = torch.tensor([[2.0], [2.0], [1.0]], requires_grad=True)
-    segment_max(tied, torch.tensor([0, 3])).sum().backward()
-    assert tied.grad is not None and tied.grad[:, 0].tolist() == [0.5, 0.5, 0.0]
 
 
 def test_a_grid_too_fine_to_number_is_refused() -> None:

@@ -151,7 +151,7 @@ def test_terms_equal_a_plain_rewrite() -> None:
     """Dense tables and boolean selection, as the released loss is written."""
     method, batch = geomae().eval(), surfaces(300, 120, 500)
     plan = drawn(method, batch)
-    answer, asked = method.answers(batch, plan), method.target(batch, plan)
+    answer, asked = method.predictions(batch, plan), method.target(batch, plan)
     terms = method(batch, plan).terms
     assert list(terms) == TERMS
     assert {name: term.weight for name, term in terms.items()} == vars(LossWeights())
@@ -173,8 +173,8 @@ def test_values_at_zero_and_at_perfect_answers(monkeypatch: pytest.MonkeyPatch) 
     method, batch = geomae().eval(), surfaces(300, 120, 500)
     plan = drawn(method, batch)
     asked = method.target(batch, plan)
-    zero = {name: torch.zeros_like(x) for name, x in vars(method.answers(batch, plan)).items()}
-    monkeypatch.setattr(method, "answers", lambda *_: Prediction(**zero))
+    zero = {name: torch.zeros_like(x) for name, x in vars(method.predictions(batch, plan)).items()}
+    monkeypatch.setattr(method, "predictions", lambda *_: Prediction(**zero))
     at_zero = method(batch, plan).terms
     torch.testing.assert_close(at_zero["normal"].mean, torch.tensor(1 / 3))
     for name in ("low_occupancy", "med_occupancy"):
@@ -182,7 +182,7 @@ def test_values_at_zero_and_at_perfect_answers(monkeypatch: pytest.MonkeyPatch) 
     perfect = {name: getattr(asked, name) for name in ("low", "med", "top", "normal", "curvature")}
     two = {f"{name}_occupancy": F.one_hot(getattr(asked, f"{name}_occupied").long(), 2) for name in ("low", "med")}
     sure = {name: 400.0 * x - 200.0 for name, x in two.items()}
-    monkeypatch.setattr(method, "answers", lambda *_: Prediction(**perfect, **sure))
+    monkeypatch.setattr(method, "predictions", lambda *_: Prediction(**perfect, **sure))
     assert all(float(term.mean) == 0 for term in method(batch, plan).terms.values())
 
 
@@ -211,7 +211,7 @@ def test_sign_invariant_normals() -> None:
     method, batch = geomae(normal_loss="sign_invariant").eval(), surfaces(300)
     plan = drawn(method, batch)
     term = method(batch, plan).terms["normal"]
-    answer, asked = method.answers(batch, plan), method.target(batch, plan)
+    answer, asked = method.predictions(batch, plan), method.target(batch, plan)
     torch.testing.assert_close(term.total, unsigned_l2(answer.normal, asked.normal).sum())
 
 

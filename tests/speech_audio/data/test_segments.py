@@ -20,7 +20,7 @@ from unmask.speech_audio.data.labels import LabelError, Target
 from unmask.speech_audio.data.segments import cut
 from unmask.speech_audio.data.sources import Source
 from unmask.speech_audio.targets.clustering import sample_frames
-from unmask.speech_audio.targets.features import Mfcc
+from unmask.speech_audio.targets.features import WaveformFeature, mfcc
 from unmask.speech_audio.targets.labels import LabelWriter
 from unmask.speech_audio.targets.make import KMeansSettings, TargetSettings, make_labels
 
@@ -225,7 +225,7 @@ def test_labels_of_segments_are_their_own_and_found_again(tmp_path):
     clips = open_split(settings, "train", augment=True)
     for i, sample_id in enumerate(clips.ids.tolist()):
         labels = made.get(sample_id)
-        assert len(labels) == len(Mfcc()(clips.waveform(i)))  # 100 a second
+        assert len(labels) == len(mfcc(clips.waveform(i)))  # 100 a second
         batch = clips.__getitems__([(i, 0)])
         assert batch.labels[0, :, 0].tolist() == labels[: 2 * int(batch.frames[0]) : 2, 0].tolist()
 
@@ -251,13 +251,12 @@ def test_features_hold_a_segment_at_a_time(tmp_path):
     clips = opened(folder(tmp_path / "f", [8.0]), augment=False)
     longest = 0
 
-    class Watched(Mfcc):
-        def __call__(self, waveform):
-            nonlocal longest
-            longest = max(longest, len(waveform))
-            return super().__call__(waveform)
+    def watched(waveform):
+        nonlocal longest
+        longest = max(longest, len(waveform))
+        return mfcc(waveform)
 
-    frames = sample_frames(clips, Watched(), max_frames=10_000)
+    frames = sample_frames(clips, WaveformFeature("mfcc", 39, watched), max_frames=10_000)
     assert longest == RATE and len(frames) == 8 * 98
 
 

@@ -24,7 +24,7 @@ from unmask.core.data.shards import Window
 from unmask.core.errors import UnmaskError
 from unmask.core.randomness import stable_id
 from unmask.speech_audio.data.clips import Settings, SourceError, open_split
-from unmask.speech_audio.data.decode import examine, ratio, read, resample, resampled_length
+from unmask.speech_audio.data.decode import Header, examine, ratio, read, resample
 from unmask.speech_audio.data.embedded import sets as embedded
 from unmask.speech_audio.data.embedded.soundfont import SoundFont
 from unmask.speech_audio.data.sources import CLIPS, open_source
@@ -89,7 +89,7 @@ def test_odd_rates_take_little_memory():
     assert {rate: str(ratio(rate)) for rate in exact} == exact
     for rate in (*range(15_950, 16_050), *range(22_000, 22_100)):
         assert ratio(rate).denominator <= 640 and abs(float(ratio(rate)) * 16_000 / rate - 1) < 8e-4
-    assert len(resample(torch.zeros(22_051), 22_051)) == resampled_length(22_051, 22_051) == 16_000
+    assert len(resample(torch.zeros(22_051), 22_051)) == Header(22_051, 22_051).samples == 16_000
 
 
 @pytest.mark.parametrize(("kind", "subtype"), FORMATS)
@@ -290,7 +290,7 @@ def test_manifests(tmp_path):
     ]
     for text, message in {
         "": "a folder in the first line, which is empty",
-        f"{tmp_path}/audio\n0.wav 2000": "line 2: expected a path, a tab",
+        f"{tmp_path}/audio\n0.wav 2000": "line 2: expected path<tab>samples",
         f"{tmp_path}/audio\n0.wav\t2000\n0.wav\t2000": "0.wav is there twice",
         f"{tmp_path}/nowhere\n0.wav\t2000": "nowhere, does not exist",
         f"{tmp_path}/audio\n": "lists none",

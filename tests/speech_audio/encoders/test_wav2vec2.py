@@ -169,7 +169,6 @@ def test_copies_and_files(settings: EncoderSettings) -> None:
 
 
 def test_frame_mask() -> None:
-    assert frame_mask(2000, None) is None
     mask = frame_mask(2000, torch.tensor([2000, 1039, 400, 399]))
     assert mask.sum(1).tolist() == [6, 2, 1, 0]
 

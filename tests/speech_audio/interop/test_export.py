@@ -17,13 +17,15 @@ from speech import LARGE, fabricate, target, write_wav
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
+from unmask.core.networks import open_network
 from unmask.core.training import checkpoint
 from unmask.core.training.checkpoint import load_run
 from unmask.core.training.launch import build
 from unmask.core.training.recipe import make_recipe, to_yaml
+from unmask.speech_audio import load
 from unmask.speech_audio.data.clips import open_split
 from unmask.speech_audio.interop.export import export
-from unmask.speech_audio.interop.pretrained import HEADS, HEADS_FILE, load, load_initial_weights
+from unmask.speech_audio.interop.pretrained import HEADS, HEADS_FILE, load_initial_weights
 
 KINDS = {"base": {}, "large": LARGE, "biased": {**LARGE, "conv_bias": True}}
 
@@ -97,6 +99,11 @@ def test_torchaudio_gives_equal_features(runs: Any, exported: Any, kind: str) ->
     with torch.no_grad():
         close(theirs.eval().wav2vec2(waves())[0], ours.encoder(waves()))
     close(theirs.logit_generator.label_embeddings, ours.label_embeddings)
+
+
+def test_an_export_for_torchaudio_is_a_network_for_other_methods(runs: Any, exported: Any) -> None:
+    network, run = (open_network(place) for place in (exported["base", "torchaudio"], runs["base"]))
+    assert network.kind == "unmask" and network.hash == run.hash
 
 
 def test_several_targets_go_to_torchaudio_as_an_encoder(tmp_path: Path) -> None:
@@ -286,7 +293,7 @@ def test_a_run_without_a_speech_encoder_is_refused(tmp_path: Path) -> None:
     recipe = make_recipe({"method": "vision/mae", "model": model, "data": data})
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
     checkpoint.write(tmp_path / "model.safetensors", build(recipe).state_dict(), {"step": 1, "method": recipe.method})
-    with pytest.raises(UnmaskError, match="a run of vision/mae has no speech encoder"):
+    with pytest.raises(UnmaskError, match="a run of vision/mae; give one of a speech_audio method"):
         load(tmp_path)
 
 

@@ -22,7 +22,7 @@ from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.clips import Settings as DataSettings
 from unmask.speech_audio.data.frames import num_frames
 from unmask.speech_audio.data.labels import Target
-from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
+from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings
 from unmask.speech_audio.methods import prediction_targets
 from unmask.speech_audio.methods.hubert import HeadSettings, HuBERT, HuBERTPlan, Settings, build
 
@@ -39,7 +39,7 @@ def targets(*classes: int) -> list[Target]:
 
 def make(*classes: int, encoder: EncoderSettings = ENCODER, untied: bool = True, **options: Any) -> HuBERT:
     head = HeadSettings(8, untied, target_weights=options.pop("target_weights", None))
-    return HuBERT(SpeechEncoder(encoder), targets(*classes), head, **options)
+    return HuBERT(Settings(encoder, head, **options), targets(*classes))
 
 
 def make_batch(*classes: int, lengths: tuple[int, ...] = (8000, 8000, 8000)) -> AudioBatch:
@@ -60,7 +60,7 @@ def draw(model: HuBERT, batch: AudioBatch, seed: int = 0) -> HuBERTPlan:
 
 def test_two_classes_in_two_dimensions() -> None:
     """o = (1, 0), e_0 = (1, 0), e_1 = (0, 1), temperature 0.1: logits 10 and 0."""
-    model = HuBERT(SpeechEncoder(ENCODER), targets(2), HeadSettings(dim=2))
+    model = HuBERT(Settings(ENCODER, HeadSettings(dim=2)), targets(2))
     with torch.no_grad():
         model.final_proj.weight.zero_()
         model.final_proj.bias.copy_(torch.tensor([1.0, 0.0]))
@@ -83,7 +83,7 @@ def test_loss_does_not_depend_on_scale() -> None:
 
 @pytest.mark.parametrize("classes", [100, 504])
 def test_initial_loss_is_that_of_chance(classes: int) -> None:
-    model = HuBERT(SpeechEncoder(ENCODER), targets(classes), HeadSettings(dim=256))
+    model = HuBERT(Settings(ENCODER, HeadSettings(dim=256)), targets(classes))
     batch = make_batch(classes, lengths=(32000,) * 4)
     assert abs(model(batch, draw(model, batch)).terms["masked"].mean.item() - math.log(classes)) < 0.1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,13 @@ from unmask.speech_audio.targets.clustering import (
     KMeansSettings,
     ResidualKMeans,
     _nearest_on_device,
-    fit_kmeans,
     fit_residual,
     moments,
     nearest,
     sample_frames,
 )
 from unmask.speech_audio.targets.codebook import Codebook, averaged
-from unmask.speech_audio.targets.features import Mfcc
+from unmask.speech_audio.targets.features import MFCC
 
 QUICK = KMeansSettings(n_init=2, batch=256, max_iter=10, max_no_improvement=10)
 
@@ -66,6 +66,11 @@ def test_labels_minimise_the_distance_in_any_pieces_and_ties_go_to_the_lowest() 
 def test_frames_of_another_feature_are_refused() -> None:
     with pytest.raises(ClusteringError, match="frames have 4 dimensions and the codebook 2"):
         KMeans(torch.zeros(3, 2)).assign(torch.zeros(5, 4))
+
+
+def fit_kmeans(x: Tensor, classes: int, **options: Any) -> KMeans:
+    """Plain k-means: one stage."""
+    return fit_residual(x, classes, **options).stages[0]
 
 
 # ---- fitting -------------------------------------------------------------------------------------------------------
@@ -117,7 +122,7 @@ def test_silence_leaves_clusters_empty_without_a_warning() -> None:
 @pytest.fixture(scope="module")
 def residual() -> tuple[Tensor, ResidualKMeans]:
     x = blobs()
-    return x, fit_residual(x, 8, 4, seed=0, settings=QUICK)
+    return x, fit_residual(x, 8, 4, seed=0, settings=QUICK, standardise=True)
 
 
 def test_the_first_stage_is_plain_kmeans(residual: tuple[Tensor, ResidualKMeans]) -> None:
@@ -160,10 +165,10 @@ def test_squares_do_not_rise_and_are_those_of_the_residuals(residual: tuple[Tens
 
 def make_codebook(average: bool = False) -> Codebook:
     x = blobs()
-    parts = {"layer 3": fit_residual(x, 4, 2, seed=0, settings=QUICK)}
+    parts = {"layer 3": fit_residual(x, 4, 2, seed=0, settings=QUICK, standardise=True)}
     if average:
         return Codebook(parts, (torch.randn(12), torch.rand(12) + 0.5))
-    return Codebook(parts | {"layer 6": fit_residual(x, 4, 2, seed=1, settings=QUICK, standardise=False)})
+    return Codebook(parts | {"layer 6": fit_residual(x, 4, 2, seed=1, settings=QUICK)})
 
 
 @pytest.mark.parametrize("average", [False, True])
@@ -217,28 +222,28 @@ def test_a_sample_does_not_depend_on_the_order_of_the_clips() -> None:
     usual = clips()
     mixed = usual.reordered(np.random.default_rng(0).permutation(20).tolist())
     options = {"max_frames": 200, "share": 0.5, "seed": 4}
-    first, second = sample_frames(usual, Mfcc(), **options), sample_frames(mixed, Mfcc(), **options)
+    first, second = sample_frames(usual, MFCC, **options), sample_frames(mixed, MFCC, **options)
     assert first.equal(second) and usual.read == mixed.read
     fits = [fit_kmeans(x, 5, seed=0, settings=QUICK).centroids for x in (first, second)]
     assert fits[0].equal(fits[1])
-    sample_frames(other := clips(), Mfcc(), max_frames=200, share=0.5, seed=5)
+    sample_frames(other := clips(), MFCC, max_frames=200, share=0.5, seed=5)
     assert other.read != usual.read
 
 
 def test_a_sample_is_a_share_of_the_clips_and_stops_when_it_is_full() -> None:
     all_clips = clips()
-    assert len(sample_frames(all_clips, Mfcc(), max_frames=10_000)) == 20 * 28
+    assert len(sample_frames(all_clips, MFCC, max_frames=10_000)) == 20 * 28
     half = clips()
-    assert len(sample_frames(half, Mfcc(), max_frames=10_000, share=0.5)) == 10 * 28 and len(half.read) == 10
+    assert len(sample_frames(half, MFCC, max_frames=10_000, share=0.5)) == 10 * 28 and len(half.read) == 10
     full = clips()
-    assert len(sample_frames(full, Mfcc(), max_frames=100)) == 100 and len(full.read) == 4
+    assert len(sample_frames(full, MFCC, max_frames=100)) == 100 and len(full.read) == 4
     assert all_clips.read[:10] == half.read and half.read[:4] == full.read
 
 
 def test_a_long_recording_counts_as_its_capped_length_and_is_seen_from_end_to_end() -> None:
     long = FakeClips({"long.wav": torch.cat([tone(100, 2.0), tone(300, 2.0)])})
     long.lengths = torch.tensor([16_000])
-    taken, whole = sample_frames(long, Mfcc(), max_frames=10_000), Mfcc()(long.waves[0])
+    taken, whole = sample_frames(long, MFCC, max_frames=10_000), MFCC(long.waves[0])
     assert len(taken) == 100 and taken[0].equal(whole[0]) and taken[-1].equal(whole[-1])
 
 
@@ -250,14 +255,14 @@ def test_damaged_clips_are_passed_over_or_fatal_as_the_settings_say() -> None:
             return super().waveform(index)
 
     damaged = Damaged({f"{i}.wav": tone(100, 0.3) for i in range(5)})
-    assert len(sample_frames(damaged, Mfcc(), max_frames=1000)) == 4 * 28
+    assert len(sample_frames(damaged, MFCC, max_frames=1000)) == 4 * 28
     damaged.settings.corrupt = "fatal"
     with pytest.raises(CorruptSampleError, match="3.wav"):
-        sample_frames(damaged, Mfcc(), max_frames=1000)
+        sample_frames(damaged, MFCC, max_frames=1000)
 
 
 def test_no_clips_or_no_frames_are_named() -> None:
     with pytest.raises(ClusteringError, match="there are no clips"):
-        sample_frames(FakeClips({}), Mfcc(), max_frames=10)
+        sample_frames(FakeClips({}), MFCC, max_frames=10)
     with pytest.raises(ClusteringError, match="too short"):
-        sample_frames(FakeClips({"a": torch.zeros(100)}), Mfcc(), max_frames=10)
+        sample_frames(FakeClips({"a": torch.zeros(100)}), MFCC, max_frames=10)

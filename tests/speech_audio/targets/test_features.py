@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from unmask.core.errors import UnmaskError
 from unmask.speech_audio.data.frames import HOP, num_frames
 from unmask.speech_audio.targets import features
-from unmask.speech_audio.targets.features import LayerFeatures, LogMel, Mfcc, MfccProsody, Prosody, delta, f0, log_f0
+from unmask.speech_audio.targets.features import LayerFeatures, delta, f0, log_f0, mfcc
+from unmask.speech_audio.targets.make import TargetSettings, make_feature
 
-SPECTRAL = [Mfcc(), LogMel(40), LogMel(80), Prosody(), MfccProsody()]
+SPECTRAL = [make_feature(TargetSettings(kind)) for kind in ("mfcc", "log_mel", "prosody", "mfcc_prosody")]
+SPECTRAL.append(make_feature(TargetSettings("log_mel", bins=40)))
 
 
 @pytest.mark.parametrize("feature", SPECTRAL, ids=lambda f: f.name)
@@ -45,12 +47,12 @@ def test_mfcc_is_torchaudios_kaldi_with_its_two_deltas() -> None:
     cepstra = kaldi.mfcc(wave[None], num_ceps=13, use_energy=False)
     first = functional.compute_deltas(cepstra.T).T
     expected = torch.cat([cepstra, first, functional.compute_deltas(first.T).T], dim=1)
-    torch.testing.assert_close(Mfcc()(wave), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mfcc(wave), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_scale_of_the_audio_moves_only_the_first_cepstrum() -> None:
     wave = tone(200, 0.3, noise=0.1)
-    moved = (Mfcc()(wave * 32768) - Mfcc()(wave)).abs().amax(0)
+    moved = (mfcc(wave * 32768) - mfcc(wave)).abs().amax(0)
     assert moved[0] > 10 and moved[1:].max() < 1e-2
 
 

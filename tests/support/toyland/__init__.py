@@ -5,9 +5,6 @@ Tests put it in place with ``monkeypatch``: see `install`.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from unmask.core import registry
@@ -20,16 +17,10 @@ DOMAIN = Domain(
     tasks={},
     pretrained="toyland.pretrained",
 )
+load = DOMAIN.load
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the registry find this domain, and no other."""
     monkeypatch.setattr(registry, "domains", lambda: {"toyland": "toyland"})
     monkeypatch.setattr(registry, "methods", registry.methods.__wrapped__)
-
-
-def load(path: str | Path, device: str = "cpu") -> Any:
-    """The encoder of a run."""
-    from unmask.core.training.checkpoint import load_run
-
-    return load_run(path, device=device).method.encoder

@@ -1,14 +1,15 @@
-"""Whole weights from a run of the same method."""
+"""Encoders of runs, without preparation of their input; the rest is core's."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
-from toyland import load as load
-from unmask.core.training.checkpoint import load_model, weights_of
+from unmask.core.interop.pretrained import load_initial_weights as load_initial_weights
+from unmask.core.interop.pretrained import open_directory as open_directory
+from unmask.core.method import encoder_of
+from unmask.core.training.checkpoint import LoadedRun
 
 
-def load_initial_weights(method: nn.Module, path: str | Path) -> None:
-    load_model(method, weights_of(Path(path))[0], str(path))
+def as_encoder(run: LoadedRun) -> nn.Module:
+    """The encoder itself."""
+    return encoder_of(run.method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -282,6 +283,26 @@ def test_an_array_is_read_as_the_file_of_the_same_type_is(tmp_path: Path) -> Non
         expected = preprocess(first)
         assert torch.equal(preprocess(array), expected) and 0.2 < float(expected.std()) < 2
         assert torch.equal(preprocess([array, first]), preprocess([first, array]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "full_scale"),
+    [("dark 8-bit jpeg", 255), ("16-bit png", 65535), ("16-bit colour tiff", 65535), ("float tiff", 1)],
+)
+def test_transformers_is_told_the_scale_of_the_pixels(tmp_path: Path, kind: str, full_scale: int) -> None:
+    """What its image processor computes from the stored pixels is what the model was trained on."""
+    folder = write_all(tmp_path / "data", kind)
+    preprocess = Preprocess.of_data(resolve(Settings(str(folder), scenes()[0].shape)))
+    preprocess.save(tmp_path)
+    told = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert told["do_rescale"] == (full_scale != 1) and told["rescale_factor"] == pytest.approx(1 / full_scale)
+    path = min(folder.iterdir())
+    stored = tifffile.imread(path) if "tiff" in kind else np.array(Image.open(path))
+    stored = stored.astype(np.float64) if stored.ndim == 3 else stored.astype(np.float64)[..., None].repeat(3, -1)
+    theirs = (stored * told["rescale_factor"] - told["image_mean"]) / told["image_std"]
+    np.testing.assert_allclose(preprocess(path)[0].permute(1, 2, 0).numpy(), theirs, atol=1e-3)
+    again = Preprocess.of_directory(tmp_path, preprocess.size, 3)
+    assert again.full_scale == pytest.approx(full_scale) and again.mean == preprocess.mean
 
 
 def test_an_array_on_another_scale_is_said() -> None:

@@ -14,13 +14,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from processes import in_ranks
 
 from unmask.core import cli
 from unmask.core.errors import UnmaskError
 from unmask.core.evaluation import samples
 from unmask.core.evaluation.embedding import embed
 from unmask.core.evaluation.encoding import at_source, untrained
-from unmask.core.evaluation.finetune import finetune, load_classifier
+from unmask.core.evaluation.finetune import finetune, load_classifier, resume
 from unmask.core.evaluation.run import evaluate, table
 from unmask.core.evaluation.tables import tuned_text
 from unmask.core.training.checkpoint import load_run
@@ -220,6 +221,23 @@ def test_fine_tuning_needs_labels_and_a_classifier_its_directory(run: Path, phot
         finetune(run, "digits", run, epochs=1)
 
 
+def test_a_fine_tuning_records_where_its_data_and_its_run_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given as seen from one folder, they have to be found when it is resumed in another."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        file = tmp_path / "here" / "photos" / f"class{number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    monkeypatch.chdir(tmp_path / "here")
+    finetune(os.path.relpath(run), "photos", tmp_path / "out", epochs=1, progress=False)
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert recipe["data"]["source"] == str(tmp_path / "here" / "photos") and recipe["init"] == str(run.resolve())
+    monkeypatch.chdir(tmp_path)
+    assert resume(tmp_path / "out", progress=False)["run"] == str(run.resolve())
+
+
 def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +273,29 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_weights(
     assert {**resumed, "out": whole["out"]} == whole
     first, second = (load_classifier(tmp_path / name).state_dict() for name in ("whole", "cut"))
     assert all(tensor.equal(second[name]) for name, tensor in first.items())
+
+
+def _tune_on_the_cpu(run: Path, out: Path, devices: int) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    settings = ["finetune.drop_path=0", "training.log_every=1", "training.threads=1"]  # drop path is each rank's own
+    finetune(run, "digits", out, epochs=2, labels=0.5, devices=devices, settings=settings, progress=False)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one(run: Path, tmp_path: Path) -> None:
+    """The same losses and accuracy at the same global batch."""
+    assert in_ranks(1, _tune_on_the_cpu, run, tmp_path / "1", 1) == [0]
+    assert in_ranks(2, _tune_on_the_cpu, run, tmp_path / "2", 2) == [0, 0]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in "12"
+    )
+    for key in ("loss", "val_loss"):
+        losses = [[line[key] for line in lines if key in line] for lines in (one, two)]
+        assert losses[0] and losses[1] == pytest.approx(losses[0], abs=1e-5)
+    results = [json.loads((tmp_path / name / "finetune.json").read_text()) for name in "12"]
+    assert json.loads((tmp_path / "2" / "environment.json").read_text())["processes"] == 2
+    for key in ("accuracy", "val_accuracy"):
+        assert results[1][key] == pytest.approx(results[0][key], abs=0.006)  # one sample in 179, at a tie
 
 
 def test_embeddings_are_the_encoders_and_name_their_images(
@@ -300,3 +341,19 @@ def test_a_report_of_the_run_shows_the_probes(run: Path, evaluated: dict[str, An
     text = write_report(run).read_text()
     assert "untrained encoder" in text
     assert text.count("<img ") == 24
+
+
+def test_a_report_of_a_fine_tuning_shows_its_accuracy_and_commands_for_a_classifier(run: Path, tmp_path: Path) -> None:
+    from unmask.core.report import write_report
+
+    out = tmp_path / "tuned"
+    result = finetune(run, "digits", out, epochs=1, labels=0.1, progress=False)
+    text = write_report(out).read_text()
+    assert f"is right on {result['accuracy']:.1%} of 359 test samples of 10 classes" in text
+    assert f"{100 * result['val_accuracy']:.1f} %" in text and "A fine-tuning has no reference curve" in text
+    assert f"unmask predict {out} FOLDER" in text and f"unmask train METHOD --init {out}" in text
+    assert not any(f"unmask {verb} {out}" in text for verb in ("evaluate", "finetune", "embed", "train --resume"))
+    for name in ("finetune.json", "model.safetensors"):  # as it is while it trains
+        (out / name).unlink()
+    text = write_report(out).read_text()
+    assert "scored when the fine-tuning has finished" in text and f"unmask finetune --resume {out}" in text

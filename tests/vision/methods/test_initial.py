@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from classifiers import write_classifier
 
 from unmask.core.errors import UnmaskError
 from unmask.core.networks import open_network
@@ -49,6 +50,31 @@ def test_from_mae(method: str, encoder: dict[str, Any], mae: Path) -> None:
     left = len(trained.state_dict()) - len(trained.encoder.state_dict())
     assert f"left {left} (mask_token, decoder_pos_embed, decoder_embed, decoder_blocks and" in said[0]
     assert f"new in {method}: " in said[0]
+
+
+@pytest.mark.parametrize("method", ["vision/mae", "vision/colormae"])
+def test_from_a_classifier(method: str, mae: Path, tmp_path: Path) -> None:
+    """Its encoder; its own norm and head stay behind, and the norm that they replaced begins anew."""
+    tuned, said = write_classifier(mae, tmp_path / "tuned", ["a", "b"]), list[str]()
+    made: Any = build(recipe(method, init=tmp_path / "tuned"), say=said.append)
+    fresh: Any = build(recipe(method))
+    encoder = tuned.encoder_of().state_dict()
+    assert set(made.encoder.state_dict()) - set(encoder) == {"norm.weight", "norm.bias"}
+    for name, tensor in made.encoder.state_dict().items():
+        assert torch.equal(tensor, encoder.get(name, fresh.encoder.state_dict()[name])), name
+    assert torch.equal(made.decoder_embed.weight, fresh.decoder_embed.weight), "the rest is what the seed gives"
+    (text,) = said
+    assert text.startswith(
+        f"took {len(encoder)} tensors of the encoder of a classifier of vision/mae ({tmp_path / 'tuned'}); "
+        f"left 4 (head, norm); new in {method}: "
+    )
+    assert "(encoder.norm, mask_token, decoder_pos_embed, decoder_embed" in text
+
+
+def test_a_classifier_of_another_shape_names_the_setting(mae: Path, tmp_path: Path) -> None:
+    write_classifier(mae, tmp_path / "tuned", ["a", "b"])
+    with pytest.raises(UnmaskError, match=r"encoder of a classifier of vision/mae does not fit.*depth is 1 there"):
+        build(recipe("vision/mae", {"depth": 2}, tmp_path / "tuned"), say=lambda text: None)
 
 
 def test_fixed_positions_follow_the_image_size(mae: Path) -> None:

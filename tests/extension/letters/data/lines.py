@@ -103,6 +103,11 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     return Lines(settings, split)
 
 
+def preprocess(texts: Sequence[str], settings: Settings) -> LineBatch:
+    """Several lines as a batch without classes: what a trained encoder is given."""
+    return collate([(ids_of(text, settings.length), stable_id(text), -1) for text in texts])
+
+
 def collate(samples: Sequence[Sample]) -> LineBatch:
     """Samples as a batch."""
     letters, ids, labels = zip(*samples, strict=True)

@@ -12,9 +12,9 @@ from unmask.core.domain import Split
 from unmask.core.randomness import SampleKey
 from unmask.letters.data import lines
 from unmask.letters.data.decode import PADDING
-from unmask.letters.data.lines import LineBatch, Lines, Settings, resolve
+from unmask.letters.data.lines import LineBatch, Lines, Settings, preprocess, resolve
 
-__all__ = ["PairBatch", "Pairs", "Settings", "collate", "open_split", "resolve"]
+__all__ = ["PairBatch", "Pairs", "Settings", "collate", "open_split", "preprocess", "resolve"]
 
 Pair = tuple[lines.Sample, lines.Sample]
 

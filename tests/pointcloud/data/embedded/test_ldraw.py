@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from unmask.core.data.carriers import CarrierError
-from unmask.pointcloud.data.embedded.ldraw import Library, base_number, families, look, upright
+from unmask.pointcloud.data.embedded.ldraw import Library, base_number, families, signature, upright
 from unmask.pointcloud.data.embedded.shapes import sample_surface
 
 SQUARE = "4 16 0 0 0 1 0 0 1 0 1 0 0 1\n"  # one unit in x and z
@@ -106,14 +106,14 @@ def box(x: float, y: float, z: float) -> np.ndarray:
 def test_mirrored_and_turned_parts_look_alike():
     part = np.concatenate([box(80, 24, 40), box(8, 4, 8) + [10, 24, 0]])
     turn = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])
-    assert look(part) == look(part * [-1, 1, 1]) == look(part @ turn + 7) == look(part[::-1])
-    assert look(part) != look(box(80, 24, 40)) != look(box(80, 25, 40))
+    assert signature(part) == signature(part * [-1, 1, 1]) == signature(part @ turn + 7) == signature(part[::-1])
+    assert signature(part) != signature(box(80, 24, 40)) != signature(box(80, 25, 40))
 
 
 def test_families_are_what_numbers_and_looks_link():
     numbers = ["10", "10", "20", "30", "30", "40"]
-    looks = [(1,), (2,), (2,), (3,), (4,), (5,)]
-    assert families(numbers, looks) == ["10", "10", "10", "30", "30", "40"]
+    signatures = [(1,), (2,), (2,), (3,), (4,), (5,)]
+    assert families(numbers, signatures) == ["10", "10", "10", "30", "30", "40"]
     assert families(numbers, [(1,), (2,), (2,), (3,), (1,), (5,)]) == ["10"] * 5 + ["40"]
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unmask.core.evaluation.run import Job
     from unmask.core.report.gather import RunFacts
     from unmask.core.report.parts import Pictures, Probes, Section
+    from unmask.core.training.checkpoint import LoadedRun
 
 Split = Literal["train", "val", "test", "all"]
 
@@ -36,7 +37,7 @@ class Domain:
         tasks: tasks of methods (see `unmask.core.registry.Card`), each with its `Task` module.
         encoding: the module whose ``ENCODING`` says how samples become vectors, where that is not as
             `unmask.core.evaluation.encoding.Encoding` has it.
-        pretrained: its `Pretrained` module: reading weights, its own and other libraries'.
+        pretrained: its `Pretrained` module; core's, which reads runs, where it reads no other weights.
         export: its `Export` module: writing weights for other libraries.
         formats: what ``export --to`` takes, with what each writes; the first is the default.
         report: its `Report` module, where it has pictures of its own.
@@ -48,13 +49,32 @@ class Domain:
     samples: str
     data: Mapping[str, str]
     tasks: Mapping[str, str]
-    pretrained: str
+    pretrained: str = "unmask.core.interop.pretrained"
     encoding: str | None = None
     export: str | None = None
     formats: Mapping[str, str] = field(default_factory=dict)
     report: str | None = None
     sets: str | None = None
     checks: str | None = None
+
+    def load(self, path: str | Path, device: str = "cpu") -> Any:
+        """A trained encoder, a module in eval mode: ``encoder(encoder.preprocess(samples))`` gives `Features`.
+
+        ``preprocess`` makes a batch from one sample or several, of those that the domain's `Pretrained` module names.
+        Of a fine-tuned directory it is a `unmask.core.interop.fine_tuned.FineTunedEncoder`, which has
+        ``logits(batch)`` and ``classes``, too.
+
+        Args:
+            path: a run directory or the ``model.safetensors`` in it, what ``unmask finetune`` wrote, or what the
+                domain's `Pretrained` module reads beside: exported directories, ids on the Hugging Face hub.
+            device: where to put it.
+
+        Raises:
+            UnmaskError: nothing of the kind is there, or it is of another domain.
+        """
+        from unmask.core.interop.pretrained import load
+
+        return load(self, path, device)
 
 
 class DataSettings(Protocol):
@@ -98,7 +118,11 @@ class Data(Protocol):
 
     * ``for_networks(settings, networks) -> Settings``: what the networks (names and sources) decide of the data, before
       `resolve`: a language model's tokenizer;
-    * ``keep(settings, folder)``: write into a run directory what using the run needs beside weights and recipe.
+    * ``keep(settings, folder)``: write into a run directory what using the run needs beside weights and recipe;
+    * ``kept(settings, folder) -> Settings``: the settings of a run that is loaded, with what was kept of it.
+
+    Optional: ``preprocess(samples, settings) -> Batch``, from what a user has (one or several) to a batch, for `load`
+    where the domain's `Pretrained` module has no preparation of its own.
 
     Optional, for methods that generate:
 
@@ -151,22 +175,20 @@ class Task(Protocol):
 
 
 class Pretrained(Protocol):
-    """A domain's module that reads weights.
+    """A domain's module that reads weights; `unmask.core.interop.pretrained` is one that reads runs alone."""
 
-    What `load` gives has ``preprocess(samples)``, from what a user has to a batch; called with that batch it gives
-    `unmask.core.method.Features`. Of a fine-tuned directory it is a `unmask.core.interop.fine_tuned.FineTunedEncoder`,
-    which has ``logits(batch)`` and ``classes``, too.
-    """
+    def as_encoder(self, run: LoadedRun) -> nn.Module:
+        """What `Domain.load` gives of a run, with ``preprocess``; of a fine-tuned one, it gets the method inside."""
 
-    def load(self, path: str | Path, device: str = "cpu") -> nn.Module:
-        """The encoder of a run, a fine-tuned or an exported directory or a hub id, in eval mode."""
+    def open_directory(self, path: str | Path) -> nn.Module:
+        """What `Domain.load` gives of anything else: an exported directory, a hub id, a file."""
 
     def load_initial_weights(self, method: nn.Module, path: str | Path) -> None:
         """Start a method from the weights of a run or an exported directory."""
 
 
 class Export(Protocol):
-    """A domain's module that writes weights for other libraries; see `unmask.core.interop.export.write_export`."""
+    """A domain's module that writes weights for other libraries; `unmask.core.interop.export.Exporter` does it."""
 
     def export(self, run_dir: str | Path, out: str | Path, to: Any = ...) -> Path:
         """Write the weights of a run or a fine-tuned directory in one of the domain's formats, with a model card.
@@ -198,7 +220,7 @@ _NEEDS = {
     "data": ("Settings", "resolve", "open_split", "collate"),
     "tasks": ("ROWS", "measure", "table"),
     "encoding": ("ENCODING",),
-    "pretrained": ("load", "load_initial_weights"),
+    "pretrained": ("as_encoder", "open_directory", "load_initial_weights"),
     "export": ("export",),
     "report": ("COMMANDS", "draw_pictures", "probes", "sections"),
     "sets": ("CARRIERS",),

@@ -40,8 +40,9 @@ What `check_method` needs to know, where it differs from the defaults:
   several, with the teacher's parameters (see `unmask.core.checks.teachers`).
 
 A method of the kind ``generate`` has ``generate(count, seed)``: samples, a tensor or a dict of tensors with a row for
-each, the same for the same seed, for ``unmask generate``. One of the kind ``explain`` is no module but a plain function
-on a network: see `unmask.core.explanation`.
+each, the same for the same seed, for ``unmask generate``. One of the kind ``explain`` is mostly no module but a plain
+function on a network: see `unmask.core.explanation`. One that is trained has ``explain(batch)``: a map for each sample,
+[batch, *space], finite, without gradient, and the same for the same input.
 
 There is no base class: whatever has these functions works in our loop, and a method works in anybody's loop.
 """

@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.interop.directories import read_config
 
 _HUB = "hf-hub:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -230,7 +230,7 @@ def _open(folder: Path, text: str) -> _Opened:
             return opener(folder, config)
     raise NetworkError(
         f"{text}: its config.json is neither transformers' (no model_type), timm's (no architecture) nor ours (no "
-        "method)"
+        "method; an `unmask export` that is older than that key is to be made again)"
     )
 
 
@@ -248,8 +248,7 @@ def _require_safetensors(folder: Path, text: str) -> None:
 
 def _open_ours(folder: Path, method: str) -> _Opened:
     """The encoder of a run, or of a directory that `unmask export` made."""
-    domain = registry.card(method).id.split("/")[0]
-    module = importlib.import_module(registry.domains()[domain]).load(folder)
+    module = registry.domain(registry.card(method).id).load(folder)
     preprocess = getattr(module, "preprocess", None)
     facts = {name: getattr(preprocess, name) for name in ("mean", "std", "size") if hasattr(preprocess, name)}
     return "unmask", module, facts
@@ -295,15 +294,10 @@ def _imported(library: str, purpose: str) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     """A file's mapping; empty where there is no such file."""
-    if not path.is_file():
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NetworkError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise NetworkError(f"{path}: expected a mapping, got {type(found).__name__}")
-    return found
+        return read_config(path) if path.is_file() else {}
+    except UnmaskError as error:
+        raise NetworkError(str(error)) from None
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:

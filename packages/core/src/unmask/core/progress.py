@@ -9,15 +9,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 Advance = Callable[[int], Any]
 EVERY_SECONDS = 10.0
+_SHOWN: ContextVar[bool] = ContextVar("progress_shown", default=True)
+
+
+@contextmanager
+def progress_shown(shown: bool) -> Iterator[None]:
+    """Whether `progress_bar` shows anything within this block: ``--quiet`` holds for all that a run does."""
+    token = _SHOWN.set(shown)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
 
 
 @contextmanager
 def progress_bar(text: str, total: int) -> Iterator[Advance]:
     """Progress on stderr, a bar or lines; the value takes the number of samples just done."""
+    if not _SHOWN.get():
+        yield lambda n: None
+        return
     if not sys.stderr.isatty():
         yield _Lines(text, total).advance
         return

@@ -8,14 +8,7 @@ Importing this package is cheap; `load` brings in torch when it is first asked f
     features = encoder(encoder.preprocess(["Call me Ishmael.", "It was the best of times."])).pooled
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
 from unmask.core.domain import Domain
-
-if TYPE_CHECKING:
-    from unmask.language.interop.pretrained import load as load
 
 __version__ = "0.1.0"
 __all__ = ["DOMAIN", "__version__", "load"]
@@ -33,14 +26,10 @@ DOMAIN = Domain(
         "retrieval": "unmask.language.evaluation.retrieval",
     },
     pretrained="unmask.language.interop.pretrained",
+    export="unmask.language.interop.export",
+    formats={"transformers": "the whole language model and its tokenizer"},
+    report="unmask.language.report.sections",
     sets="unmask.language.data.embedded.carriers",
     checks="unmask.language.checks",
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name == "load":
-        from unmask.language.interop.pretrained import load
-
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+load = DOMAIN.load

@@ -20,7 +20,7 @@ def corrupt_pillars(grid: VoxelGrid) -> Callable[[PointBatch, Any, float], Point
     """The `corrupt` of clouds: moves the points of hidden pillars inside their pillar and overwrites their features.
 
     That a pillar holds points is not hidden: it is where the method is asked. So the points stay in their pillar, at
-    the place in it that `value` says, except that NaN goes into the coordinates too.
+    the position in it that `value` says, except that NaN goes into the coordinates too.
     """
 
     def corrupt(batch: PointBatch, plan: Any, value: float) -> PointBatch:

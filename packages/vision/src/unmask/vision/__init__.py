@@ -1,6 +1,6 @@
 """Masked image modelling.
 
-Importing this package is cheap; `load` brings in torch when it is first asked for::
+Importing this package is cheap; `load` brings in torch when it is called::
 
     import unmask.vision
 
@@ -8,14 +8,7 @@ Importing this package is cheap; `load` brings in torch when it is first asked f
     features = encoder(encoder.preprocess(["cat.jpg", "dog.jpg"])).pooled
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
 from unmask.core.domain import Domain
-
-if TYPE_CHECKING:
-    from unmask.vision.interop.pretrained import load as load
 
 __version__ = "0.1.0"
 __all__ = ["DOMAIN", "__version__", "load"]
@@ -33,11 +26,4 @@ DOMAIN = Domain(
     sets="unmask.vision.data.embedded.carriers",
     checks="unmask.vision.checks",
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name == "load":
-        from unmask.vision.interop.pretrained import load
-
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+load = DOMAIN.load

@@ -26,7 +26,7 @@ from torch import nn
 
 from unmask.core.checks import drawing, encoding, leaks, scoring, teachers, trained
 from unmask.core.checks.case import Case, Corrupt
-from unmask.core.checks.explaining import EXPLAINER, check_explainer
+from unmask.core.checks.explaining import EXPLAINER, check_explainer, explains
 from unmask.core.checks.generating import GENERATOR, check_generator, generates
 from unmask.core.checks.plans import hidden_tokens, mask_of
 from unmask.core.checks.reach import assert_reaches
@@ -96,9 +96,14 @@ def check_method(
 
     Raises:
         AssertionError: lists every check that failed, and how.
-        ValueError: an unknown kind or an unknown name in `skip`, fewer than three samples, or no `corrupt` for a method
-            that hides tokens.
+        ValueError: an unknown kind or an unknown name in `skip`, fewer than three samples, no `corrupt` for a method
+            that hides tokens, or a plain function in place of a method.
     """
+    if not isinstance(method, nn.Module):
+        raise ValueError(
+            f"{getattr(method, '__name__', method)} is no module, so it is not trained; plain functions have "
+            "`check_explainer` and `check_generator`"
+        )
     known = [check.__name__ for check in CHECKS]
     if unknown := set(skip) - set(known):
         raise ValueError(f"no check named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -121,13 +126,10 @@ def suite_of(method: Any, plan: Any, kind: str) -> tuple[Check, ...]:
     All trained methods get `TRAINED`. `MASKED` is added where the plan holds a mask or a split, and `ENCODER` where
     such a method encodes; a pre-training method gets both in any case, and fails without a mask, `predict` or `encode`.
     Other kinds may hide tokens without `predict`: only their loss is then checked for leaks. A trained generator's own
-    `generate(count, seed)` is checked with `GENERATOR`.
+    `generate(count, seed)` is checked with `GENERATOR`, a trained explainer's own `explain(batch)` with `EXPLAINER`.
     """
-    if kind not in KINDS or kind == "explain":
-        raise ValueError(
-            f"kind {kind!r}: check_method takes {', '.join(k for k in KINDS if k != 'explain')}; an explainer is a "
-            "plain function, for `check_explainer`"
-        )
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r}: check_method takes {', '.join(KINDS)}")
     masked, checks = mask_of(plan) is not None, TRAINED
     if masked:
         predicts = kind == "pretrain" or hasattr(method, "predict")
@@ -136,4 +138,5 @@ def suite_of(method: Any, plan: Any, kind: str) -> tuple[Check, ...]:
         checks += (drawing.masks_are_consistent,)
     if kind == "pretrain" or (masked and hasattr(method, "encode")):
         checks += ENCODER if masked else ENCODER[:-1]
-    return (*checks, generates) if kind == "generate" and hasattr(method, "generate") else checks
+    own = {"generate": generates, "explain": explains}
+    return (*checks, own[kind]) if kind in own and hasattr(method, kind) else checks

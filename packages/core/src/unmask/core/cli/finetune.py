@@ -57,10 +57,10 @@ def finetune(
     if resume is not None:
         result = tuning.resume(resume, devices=devices, progress=not quiet)
     else:
-        place = out or run / "finetune"  # type: ignore[operator]  # it was given
+        folder = out or run / "finetune"  # type: ignore[operator]  # it was given
         options: dict[str, Any] = {"epochs": epochs, "labels": labels, "scratch": scratch, "seed": seed}
         options |= {"settings": settings or [], "devices": devices, "progress": not quiet}
-        result = tuning.finetune(run, data, place, **options)  # type: ignore[arg-type]  # likewise
+        result = tuning.finetune(run, data, folder, **options)  # type: ignore[arg-type]  # likewise
     if rank() != 0:
         return
     if as_json:

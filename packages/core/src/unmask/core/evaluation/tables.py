@@ -8,13 +8,19 @@ from typing import Any
 Cell = Callable[[Mapping[str, Any]], str]
 
 
+def lookup(row: Mapping[str, Any], *path: str) -> Any:
+    """The value at a path of keys; None where the row has none."""
+    value: Any = row
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
 def percent(*path: str) -> Cell:
     """A share of a row in percent; a dash where the row has none."""
 
     def text(row: Mapping[str, Any]) -> str:
-        value: Any = row
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = lookup(row, *path)
         return "-" if value is None else f"{100 * value:.1f}"
 
     return text

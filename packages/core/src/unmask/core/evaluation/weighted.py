@@ -26,7 +26,7 @@ class WeightedProbe:
     Differences from SUPERB: its heads are trained by Adam for up to 200,000 steps with a learning rate tuned per model,
     and project to 256 dimensions first; here `LinearProbe`'s objective, grid of strengths and L-BFGS are used, so that
     the two probes differ in the layers alone. Every layer is standardised per dimension by the training split, since
-    the largest layer would otherwise fill the sum. The weights of the layers are not punished, and start uniform at
+    the largest layer would otherwise fill the sum. The weights of the layers are not penalised, and start uniform at
     every strength: a weight that a strong penalty drove to zero would not come back. The objective is not convex in
     both together, so this is a local optimum, the same one every time.
 

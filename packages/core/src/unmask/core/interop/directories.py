@@ -31,12 +31,12 @@ def directory(path: str | Path, files: Sequence[str]) -> Path:
     Raises:
         UnmaskError: neither is there, or the directory has no configuration.
     """
-    place = Path(path)
-    if not place.is_dir():
+    folder = Path(path)
+    if not folder.is_dir():
         return _fetch(str(path), files)
-    if not (place / "config.json").is_file():
-        raise UnmaskError(f"{place}: neither a run (no recipe.yaml) nor an exported directory (no config.json)")
-    return place
+    if not (folder / "config.json").is_file():
+        raise UnmaskError(f"{folder}: neither a run (no recipe.yaml) nor an exported directory (no config.json)")
+    return folder
 
 
 def _fetch(path: str, files: Sequence[str]) -> Path:
@@ -61,7 +61,7 @@ def _fetch(path: str, files: Sequence[str]) -> Path:
 
 def _near(path: Path) -> str:
     """A hint at the nearest name beside a misspelt one."""
-    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
@@ -73,9 +73,9 @@ def read_config(path: Path) -> dict[str, Any]:
         UnmaskError: it cannot be read, or holds something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnmaskError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UnmaskError(f"{path}: not a model's configuration")
-    return found
+    if not isinstance(values, dict):
+        raise UnmaskError(f"{path}: not a model's configuration: expected a mapping, got {type(values).__name__}")
+    return values

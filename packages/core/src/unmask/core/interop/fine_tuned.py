@@ -1,29 +1,14 @@
-"""What fine-tuning leaves, for `load` and `export`: a classifier by its parts."""
+"""What `load` gives of a fine-tuned directory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.core.method import encoder_of
 from unmask.core.training.recipe import read_yaml
-
-
-class TunedParts(nn.Module):
-    """A classifier's parts: the encoder, the LayerNorm after pooling and the linear layer, with the class names.
-
-    Args:
-        classifier: see `unmask.core.evaluation.classifier.Classifier`.
-    """
-
-    def __init__(self, classifier: Any) -> None:
-        super().__init__()
-        self.encoder, self.norm, self.head = encoder_of(classifier), classifier.norm, classifier.head
-        self.classes: list[str] = list(classifier.classes)
 
 
 class FineTunedEncoder(nn.Module):
@@ -34,13 +19,12 @@ class FineTunedEncoder(nn.Module):
 
     Args:
         classifier: see `unmask.core.evaluation.classifier.Classifier`.
-        encoder: the part of it that gives features of a batch.
-        preprocess: from what a user has to a batch.
+        encoder: the part of it that gives features of a batch, with its ``preprocess``.
     """
 
-    def __init__(self, classifier: Any, encoder: nn.Module, preprocess: Callable[[Any], Any]) -> None:
+    def __init__(self, classifier: Any, encoder: Any) -> None:
         super().__init__()
-        self.classifier, self.encoder, self.preprocess = classifier, encoder, preprocess
+        self.classifier, self.encoder, self.preprocess = classifier, encoder, encoder.preprocess
         self.classes: list[str] = list(classifier.classes)
 
     def forward(self, batch: Any) -> Any:

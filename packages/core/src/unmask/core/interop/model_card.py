@@ -44,6 +44,28 @@ def model_card(
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{title}\n\n{body}\n"
 
 
+def origin(exported: Exported) -> str:
+    """``of a run of **vision/mae**: Masked ... (He et al., ...).``, behind what the weights are."""
+    card = registry.card(exported.run.recipe.method)
+    return f"of a run of **{card.id}**: {card.title} ({card.paper})."
+
+
+def with_unmask(exported: Exported, sample: str) -> str:
+    """How to load an export, and to go on from it, with this library; `sample` is a file's name."""
+    module = registry.domains()[registry.domain(exported.run.recipe.method).name]
+    return f"""With unmask (PATH is this directory):
+
+```python
+import {module}
+
+encoder = {module}.load("PATH")
+features = encoder(encoder.preprocess(["{sample}"]))
+features.pooled  # [1, dim]
+```
+
+To go on pre-training: `unmask train METHOD --init PATH --out RUN`."""
+
+
 def lines(facts: Mapping[str, str]) -> str:
     """A list of facts; those without a value are left out."""
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)

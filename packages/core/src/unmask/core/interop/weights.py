@@ -61,9 +61,9 @@ def _read_pickled(path: Path) -> Any:
         ) from None
 
 
-def _state_in(found: Any, path: Path) -> State:
+def _state_in(content: Any, path: Path) -> State:
     """The state dict that a file is, or holds."""
-    inside = [found, *(found[name] for name in _INSIDE if name in found)] if isinstance(found, Mapping) else []
+    inside = [content, *(content[name] for name in _INSIDE if name in content)] if isinstance(content, Mapping) else []
     for state in inside:
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
             return dict(state)
@@ -102,11 +102,27 @@ def difference(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], why_mi
     return "; ".join(f"{len(names)} {kind}: {some(names)}" for kind, names in kinds.items() if names)
 
 
-def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str, remedy: str = "") -> None:
-    """Raise an UnmaskError that names what keeps `given` from fitting, between `what` and `remedy`."""
-    problem = difference(given, wanted)
+def check_fit(
+    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str, remedy: str = "", why_missing: str = ""
+) -> None:
+    """Raise an UnmaskError that says the `difference` between `given` and `wanted`, between `what` and `remedy`."""
+    problem = difference(given, wanted, why_missing)
     if problem:
         raise UnmaskError(f"{what}: {problem}.{remedy}")
+
+
+def check_initial(
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    path: str | Path,
+    settings: str = "`model` settings",
+    *,
+    why_missing: str = "",
+    hint: str = "",
+) -> None:
+    """`check_fit` for weights that a run starts from: its remedy names the `settings` that have to agree."""
+    remedy = f"{hint} Give weights trained with the same {settings}, or change the settings to theirs."
+    check_fit(given, wanted, f"{path}: these weights are of another model", remedy, why_missing)
 
 
 def check_names(given: Collection[str], expected: Collection[str], whose: str) -> None:

@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         found = [
             next(saved).mul(grad).to(kind) if there else None
@@ -103,4 +103,4 @@ def linear_cross_entropy(
         scale: multiplies the scores (``logit_scale`` in some models).
         softcap: bounds the scores by ``softcap * tanh(scores / softcap)`` (Gemma 2, arXiv 2408.00118), after `scale`.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk, scale, softcap)  # type: ignore[no-untyped-call]
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk, scale, softcap)

@@ -25,6 +25,7 @@ class RunFacts:
         metrics: every whole line of metrics.jsonl.
         environment: environment.json, or empty.
         evaluation: evaluation.json, or None.
+        tuned: finetune.json, or None.
         finished: whether the final weights are there.
     """
 
@@ -34,6 +35,7 @@ class RunFacts:
     metrics: list[dict[str, Any]]
     environment: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    tuned: dict[str, Any] | None = None
     finished: bool = False
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
@@ -50,6 +52,11 @@ class RunFacts:
         """A metric's last value."""
         values = self.series(name)[1]
         return values[-1] if values else None
+
+    @property
+    def is_fine_tuning(self) -> bool:
+        """Whether a classifier was trained, not the method."""
+        return self.recipe.get("finetune") is not None
 
     @property
     def step(self) -> int:
@@ -74,6 +81,7 @@ def read_run(run_dir: str | Path) -> RunFacts:
         metrics=[json.loads(line) for line in metrics_until(path / "metrics.jsonl", sys.maxsize)],
         environment=_json(path / "environment.json") or {},
         evaluation=_json(path / "evaluation.json"),
+        tuned=_json(path / "finetune.json"),
         finished=(path / "model.safetensors").is_file(),
     )
 

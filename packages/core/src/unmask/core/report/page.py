@@ -11,11 +11,11 @@ from typing import Any
 from unmask.core import registry
 from unmask.core.domain import Report
 from unmask.core.progress import duration
-from unmask.core.report import plots
+from unmask.core.report import plots, tuned
 from unmask.core.report.gather import RunFacts, read_run
 from unmask.core.report.parts import Figure, Pictures, Tile, Verdict
 from unmask.core.report.probes import probes
-from unmask.core.report.reference import FLOOR, WIDTH, differences, find_reference, judge
+from unmask.core.report.reference import FLOOR, WIDTH, Reference, differences, find_reference, judge
 from unmask.core.training.files import write_text
 from unmask.core.training.recipe import flatten
 
@@ -29,14 +29,16 @@ COMMANDS = (
 def write_report(run_dir: str | Path) -> Path:
     """Write RUN/report.html, which needs no other file and no network. Works on a run that is still training, too.
 
-    A domain's report module (`unmask.core.domain.Report`) gives its own parts. Without one there are no pictures.
+    A domain's report module (`unmask.core.domain.Report`) gives its own parts. Without one there are no pictures. A
+    fine-tuning has the parts of a classifier instead.
 
     Raises:
         UnmaskError: not a run directory.
     """
     run = read_run(run_dir)
     out = run.path / "report.html"
-    write_text(out, render(run, registry.part(run.card.id, "report")))
+    part: Any = tuned if run.is_fine_tuning else registry.part(run.card.id, "report")
+    write_text(out, render(run, part))
     return out
 
 
@@ -91,7 +93,7 @@ def _tiles(run: RunFacts, pictures: Pictures) -> list[Tile]:
         epochs = run.last("epoch") or 0.0
         tiles.append(Tile("samples seen", f"{seen:,.0f}", f"{epochs:.3g} epochs, {run.step:,} steps"))
     if hidden is not None:
-        tiles.append(Tile("hidden", f"{hidden:.0%}", "of every sample's tokens"))
+        tiles.append(Tile("hidden", f"{100 * hidden:.0f} %", "of every sample's tokens"))
     if speed:
         took = duration(run.last("seconds") or 0.0)
         tiles.append(Tile("samples per second", f"{statistics.median(speed):,.0f}", f"median; {took} in all"))
@@ -101,6 +103,14 @@ def _tiles(run: RunFacts, pictures: Pictures) -> list[Tile]:
 
 
 def _probe_tiles(run: RunFacts) -> list[Tile]:
+    if run.tuned is not None:
+        return [
+            Tile(
+                "test accuracy",
+                f"{100 * run.tuned['accuracy']:.1f} %",
+                f"validation {100 * run.tuned['val_accuracy']:.1f}",
+            )
+        ]
     evaluation = run.evaluation or {}
     if not evaluation.get("labelled"):
         return []
@@ -128,12 +138,19 @@ def _loss_figure(run: RunFacts) -> Figure | None:
         f"Training loss goes from {loss[1][0]:.3g} at step {loss[0][0]:,} to {loss[1][-1]:.4g} at step {loss[0][-1]:,}"
     )
     alt += f"; validation loss is {val[1][-1]:.4g} at the end." if val[0] else "."
-    return Figure("Loss", plots.loss_plot(loss, val, find_reference(run.card.id)), alt)
+    return Figure("Loss", plots.loss_plot(loss, val, _reference(run)), alt)
+
+
+def _reference(run: RunFacts) -> Reference | None:
+    """The method's reference curve; a classifier has another loss."""
+    return None if run.is_fine_tuning else find_reference(run.card.id)
 
 
 def _loss_notes(run: RunFacts) -> list[str]:
+    if run.is_fine_tuning:
+        return ["The classifier's cross-entropy, labels smoothed."]
     notes = ["The loss is a proxy: it says whether training works, not whether the features are good. Those are below."]
-    reference = find_reference(run.card.id)
+    reference = _reference(run)
     if reference is not None:
         notes.append(
             f"The band is the mean over {reference.seeds} seeds of the tiny recipe, plus and minus {WIDTH:g} standard "
@@ -145,9 +162,11 @@ def _loss_notes(run: RunFacts) -> list[str]:
 
 
 def _verdict(run: RunFacts) -> Verdict:
-    reference, loss = find_reference(run.card.id), run.series("loss")
+    reference, loss = _reference(run), run.series("loss")
     if not loss[0]:
         return Verdict("Nothing has been logged yet.", "plain")
+    if run.is_fine_tuning:
+        return Verdict("A fine-tuning has no reference curve; its accuracy is below.", "plain")
     if reference is None:
         return Verdict(
             f"No reference curve ships with {run.card.id}, so there is nothing to hold this loss against.", "plain"
@@ -159,7 +178,11 @@ def _validation_figures(run: RunFacts) -> list[Figure]:
     """What validation measured of the features: their ranks, and online probes."""
     ranks = {"rankme": "samples", "token_rankme": "tokens", "target_rank": "targets"}
     keys = {key for line in run.metrics if "loss" not in line for key in line}
-    accuracies = {key: key.replace("_", " ") for key in sorted(keys) if key.split("_")[0] in ("knn", "linear")}
+    accuracies = {
+        key: key.replace("_", " ").replace("knn", "k-NN")
+        for key in sorted(keys)
+        if key.split("_")[0] in ("knn", "linear")
+    }
     spread = run.last("deviation")
     note = (
         "Ranks of features that are not centred may fall as a network learns; a fall to next to nothing is a collapse."
@@ -237,9 +260,10 @@ def _commands(run: RunFacts, known: Sequence[tuple[str, str]]) -> list[tuple[str
     path = shlex.quote(str(run.path))
     commands = []
     if not run.finished:
-        commands.append(("Go on training", f"unmask train --resume {path}"))
+        verb = "finetune" if run.is_fine_tuning else "train"
+        commands.append(("Go on training", f"unmask {verb} --resume {path}"))
     commands += [(what, command.format(run=path)) for what, command in known]
-    if run.finished:
+    if run.finished and not run.is_fine_tuning:
         schedule = run.recipe.get("schedule") or {}
         unit = "steps" if schedule.get("steps") else "epochs"
         longer = 2 * int(schedule.get(unit, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,15 @@ def draw_with(run: RunFacts, samples: int, draw: Callable[[Shown], Pictures]) ->
     except UnmaskError as error:
         found = Pictures(note=f"No pictures: {error}")
     return replace(found, parameters=parameters)
+
+
+def show(path: Path, samples: int) -> Shown:
+    """A run's method and `samples` validation samples, evenly spaced, with what it chooses for them.
+
+    Raises:
+        UnmaskError: it has no weights yet, or its data are gone.
+    """
+    return _show(load_run(path), samples)
 
 
 def _show(run: LoadedRun, samples: int) -> Shown:

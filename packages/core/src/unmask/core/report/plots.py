@@ -72,6 +72,7 @@ def _svg(text: str, name: str) -> str:
     return text.replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
+BEYOND = 2.0  # a reference is shown for at most this many times the run's steps, where the run would be a speck
 Series = tuple[Sequence[int], Sequence[float]]
 
 
@@ -87,6 +88,8 @@ def loss_plot(loss: Series, val: Series, reference: Reference | None) -> str:
         if val[0]:
             axes.plot(*val, color=THIRD, marker="o", markersize=3.5, linewidth=1.2, label="validation")
         _limits(axes, loss[1], val[1])
+        if loss[0] and reference is not None and reference.step[-1] > (end := BEYOND * loss[0][-1]):
+            axes.set_xlim(-0.05 * end, end)
         axes.set_xlabel("step")
         axes.legend(loc="upper right")
 

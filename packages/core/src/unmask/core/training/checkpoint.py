@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.networks import frozen_names
 from unmask.core.training.build import make_method
@@ -251,6 +252,9 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu", say: Say =
     state, step = weights_of(run_dir, say)
     method = make_method(recipe)
     load_model(method, state, str(run_dir))
+    kept = getattr(registry.data_kind(recipe.method), "kept", None)
+    if kept is not None:
+        recipe = replace(recipe, data=kept(recipe.data, run_dir))
     return LoadedRun(method.to(device).eval(), recipe, step)
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
 from unmask.core.method import Clock
+from unmask.core.progress import progress_shown
 from unmask.core.training import checkpoint
 from unmask.core.training.build import open_networks
 from unmask.core.training.gradients import Call, Gradients, LossModule, Sums, draw_call
@@ -92,7 +93,8 @@ def train(
         launch.train(recipe, run.path, resume=resume or recipe.stages is not None)
     finish = getattr(registry.load(recipe.method), "finish", None)
     if recipe.stages is not None and finish is not None:
-        finish(recipe, run.path, launch)
+        with progress_shown(progress):
+            finish(recipe, run.path, launch)
     return run.path
 
 
@@ -146,7 +148,8 @@ def _prepare(recipe: Recipe, run: RunDirectory, launch: Launch, *, resume: bool)
     launch.fabric.barrier()  # every rank has looked before rank zero writes
     if launch.fabric.is_global_zero and not resume:
         run.announce(recipe, {"device": str(launch.fabric.device), "processes": launch.fabric.world_size})
-    with stopping_at_once(f"stopped; the stages that are done stay. Go on with: {run.resume_command}"):
+    stopped = f"stopped; the stages that are done stay. Go on with: {run.resume_command}"
+    with stopping_at_once(stopped), progress_shown(launch.progress):
         return registry.load(recipe.method).prepare(recipe, run.path / "stages", launch)
 
 
@@ -300,9 +303,6 @@ class Loop:
         world = self.fabric.world_size
         facts = {"device": str(self.fabric.device), "processes": world, "total_steps": self.total}
         self.run_dir.begin(self.recipe, self.step, facts, unfinished=self.step < self.total)
-        keep = getattr(registry.data_kind(self.recipe.method), "keep", None)
-        if keep is not None:
-            keep(self.recipe.data, self.run_dir.path)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from unmask.core import registry
 from unmask.core.errors import UnmaskError
+from unmask.core.training.build_check import build_problems
 from unmask.core.training.schedules import NotNegative, NumberOrSchedule
 from unmask.core.training.validation import section, unknown_key, validated
 
@@ -261,7 +262,7 @@ def make_recipe(
     if not problems:
         result = Recipe(**top, **made, networks=networks)
         problems += cross_checks(result, world)
-        problems += _build_problems(module, result) if try_build else []
+        problems += build_problems(module, result) if try_build else []
     if problems:
         raise RecipeError(source, problems)
     return result
@@ -415,24 +416,3 @@ def network_sources(module: types.ModuleType, raw: Mapping[str, Any], problems: 
             value = {"source": given[name]} if isinstance(given[name], str) else given[name]
             found[name] = section(f"networks.{name}", NetworkSource, value, problems)
     return found
-
-
-def _build_problems(module: types.ModuleType, recipe: Recipe) -> list[str]:
-    """What the method's `build` says against its settings, learnt without allocating its weights."""
-    import torch
-
-    if recipe.networks:
-        return []  # they are opened once, when the rest is known to be sound; the real build speaks for itself
-    if hasattr(module, "planned"):
-        try:
-            recipe = module.planned(recipe)
-        except ValueError as error:
-            return [f"stages: {error}"]
-    try:
-        with torch.device("meta"):
-            module.build(recipe.model, recipe.data, *([{}] if hasattr(module, "OPTIONAL_NETWORKS") else []))
-    except ValueError as error:
-        return [f"model: {error}"]
-    except (NotImplementedError, RuntimeError):
-        pass  # some layers cannot be made without memory; the real build comes later and speaks for itself
-    return []

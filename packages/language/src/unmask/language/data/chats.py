@@ -19,12 +19,15 @@ from unmask.core.data.kinds import SourceError
 from unmask.core.domain import Split
 from unmask.core.errors import Problem
 from unmask.language.data import corpus
-from unmask.language.data.corpus import Corpus, for_networks, open_corpus
+from unmask.language.data.corpus import Corpus, encoded, for_networks, kept, open_corpus
 from unmask.language.data.documents import RECORDS, Document
 from unmask.language.data.sources import Files
-from unmask.language.data.vocabulary import Tokenizer, Vocabulary
+from unmask.language.data.vocabulary import Tokenizer, Vocabulary, known
 
-__all__ = ["ChatBatch", "Chats", "Settings", "collate", "for_networks", "keep", "open_split", "resolve"]
+__all__ = [
+    "ChatBatch", "Chats", "Settings", "collate", "for_networks", "keep", "kept", "open_split",
+    "preprocess", "resolve",
+]  # fmt: skip
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _ROLES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
@@ -251,6 +254,13 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
             "or a larger data.val_share"
         )
     return chats
+
+
+def preprocess(samples: str | Sequence[str], settings: Settings) -> ChatBatch:
+    """One text or several as a batch: a prompt each, without an answer."""
+    bos = known(settings.vocabulary).bos
+    tokens, ids, valid = encoded(samples, settings, ([] if bos is None else [bos], []))
+    return ChatBatch(tokens, ids, valid.sum(1), valid.sum(1), torch.zeros_like(ids))
 
 
 def collate(samples: Sequence[Sample]) -> ChatBatch:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int8
+from jaxtyping import Bool, Int, Int8
 from torch import Tensor
 
 from unmask.core.data.carriers import cache_dir
@@ -18,7 +18,7 @@ from unmask.core.data.sources import absolute
 from unmask.core.data.splits import SPLITS, assign
 from unmask.core.data.stored import stored
 from unmask.core.domain import Split
-from unmask.core.errors import Problem
+from unmask.core.errors import Problem, UnmaskError
 from unmask.core.randomness import stable_id
 from unmask.language.data.documents import Document
 from unmask.language.data.embedded.sets import names
@@ -26,6 +26,7 @@ from unmask.language.data.sources import Files, find_files
 from unmask.language.data.token_store import TokenStore, store_tokens
 from unmask.language.data.vocabulary import Tokenizer, TokenizerError, Vocabulary, open_tokenizer, train_tokenizer
 
+Rows = tuple[Int[Tensor, "batch length"], Int[Tensor, "batch"], Bool[Tensor, "batch length"]]
 Read = Callable[[Files, int], Iterable[Document | Problem]]  # the documents of one file
 
 
@@ -40,6 +41,8 @@ class CorpusSettings(Protocol):
     def vocabulary_size(self) -> int: ...
     @property
     def val_share(self) -> float: ...
+    @property
+    def length(self) -> int: ...
     @property
     def vocabulary(self) -> Vocabulary | None: ...
 
@@ -128,6 +131,37 @@ def for_networks(settings: S, networks: dict[str, str]) -> S:
     if settings.tokenizer is not None or "model" not in networks:
         return settings
     return replace(settings, tokenizer=networks["model"])  # type: ignore[type-var]
+
+
+def kept(settings: S, folder: Path) -> S:
+    """The settings of a loaded run, with its own copy of the tokenizer."""
+    tokenizer = folder / "tokenizer"
+    return replace(settings, tokenizer=str(tokenizer)) if tokenizer.is_dir() else settings  # type: ignore[type-var]
+
+
+def encoded(samples: str | Sequence[str], settings: CorpusSettings, wrap: tuple[Sequence[int], Sequence[int]]) -> Rows:
+    """Texts that a user gives, as rows of ids, padded on the right.
+
+    Returns:
+        Ids, ids of the rows, and False where there is padding.
+
+    Raises:
+        UnmaskError: no text, or one longer than the model takes.
+    """
+    texts = [samples] if isinstance(samples, str) else list(samples)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UnmaskError("expected texts: a string, or several that are not empty")
+    if settings.tokenizer is None:
+        raise UnmaskError("the run has no tokenizer beside it (RUN/tokenizer); name one in its recipe, data.tokenizer")
+    rows = [[*wrap[0], *ids, *wrap[1]] for ids in open_tokenizer(settings.tokenizer).encode(texts)]
+    longest = max(map(len, rows))
+    if longest > settings.length:
+        raise UnmaskError(f"a text of {longest} tokens; this run's model takes {settings.length}: cut it before")
+    tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
+    valid = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], valid[i, : len(row)] = torch.tensor(row), True
+    return tokens, torch.tensor([stable_id(text) for text in texts]), valid
 
 
 def tokenizer_of(settings: CorpusSettings, read: Read, identity: Any) -> Tokenizer:

@@ -19,12 +19,15 @@ from unmask.core.domain import Split
 from unmask.core.errors import Problem
 from unmask.core.randomness import stable_id
 from unmask.language.data import corpus
-from unmask.language.data.corpus import Read, for_networks, open_corpus
+from unmask.language.data.corpus import Read, encoded, for_networks, kept, open_corpus
 from unmask.language.data.documents import Unit
 from unmask.language.data.token_store import TokenStore
-from unmask.language.data.vocabulary import Tokenizer, Vocabulary
+from unmask.language.data.vocabulary import Tokenizer, Vocabulary, known
 
-__all__ = ["Settings", "TextBatch", "Texts", "collate", "for_networks", "keep", "open_split", "resolve"]
+__all__ = [
+    "Settings", "TextBatch", "Texts", "collate", "for_networks", "keep", "kept", "open_split",
+    "preprocess", "resolve",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -195,10 +198,8 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     Raises:
         UnmaskError: there are none, or no tokenizer.
     """
-    v = (tokenizer := tokenizer_of(settings)).vocabulary
-    before = [v.bos] if v.bos is not None and settings.wrap == "both" else []
-    wrap = before, [] if settings.wrap == "none" else [v.eos]
-    every = open_corpus(settings, tokenizer, _documents(settings), [settings.unit, settings.text_field], wrap)
+    tokenizer, identity = tokenizer_of(settings), [settings.unit, settings.text_field]
+    every = open_corpus(settings, tokenizer, _documents(settings), identity, _wrap(settings, tokenizer.vocabulary))
     chosen, width = every.members(split), settings.length + settings.next_token
     texts = Texts(every.store, chosen, width, every.problems, every.files.left)
     if not len(texts):
@@ -207,6 +208,18 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
             f"of {width} tokens. Give more text, a smaller data.length, or a larger data.val_share"
         )
     return texts
+
+
+def _wrap(settings: Settings, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+    """The ids that go before and after every document."""
+    before = [vocabulary.bos] if vocabulary.bos is not None and settings.wrap == "both" else []
+    return before, [] if settings.wrap == "none" else [vocabulary.eos]
+
+
+def preprocess(samples: str | Sequence[str], settings: Settings) -> TextBatch:
+    """One text or several as a batch, each with special tokens around it as a document has them."""
+    tokens, ids, valid = encoded(samples, settings, _wrap(settings, known(settings.vocabulary)))
+    return TextBatch(tokens, ids, torch.zeros(len(ids), dtype=torch.int64), valid)
 
 
 def collate(samples: Sequence[Sample]) -> TextBatch:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from unmask.core.errors import UnmaskError
 from unmask.core.method import Features
@@ -132,22 +132,3 @@ def features(
 ) -> Features:
     """The last hidden states as features: one vector per token."""
     return Features(last_hidden(model, tokens, valid), (tokens.shape[1],), valid=valid)
-
-
-class Reader(nn.Module):
-    """A language model's encoder by itself, as `load` gives it: ids to features.
-
-    Args:
-        model: a language model of transformers; its output layer is left out.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.base = model.base_model
-
-    def forward(self, batch: Any) -> Features:
-        """Features of a batch with ``tokens`` and, where there is padding, ``valid``."""
-        valid = getattr(batch, "valid", None)
-        mask = None if valid is None else valid.long()
-        states = self.base(input_ids=batch.tokens, attention_mask=mask).last_hidden_state
-        return Features(states, (batch.tokens.shape[1],), valid=valid)

@@ -1,4 +1,4 @@
-"""Encoders and initial weights from runs."""
+"""Initial weights from elsewhere: runs as core reads them, and the weights that PROP's authors released."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 from torch import nn
 
 from unmask.core.errors import UnmaskError
+from unmask.core.interop import pretrained
 from unmask.core.interop.directories import directory, is_run
+from unmask.core.interop.pretrained import as_encoder, open_directory
 from unmask.core.interop.weights import State, read_state
-from unmask.core.training.checkpoint import load_model, weights_of
+from unmask.core.training.checkpoint import load_model
 from unmask.language.interop.prop_weights import is_released, released_to_ours
 
+__all__ = ["as_encoder", "load_initial_weights", "open_directory"]
 _FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
-
-
-def load(path: str | Path, device: str = "cpu") -> nn.Module:
-    raise NotImplementedError
 
 
 def load_initial_weights(method: nn.Module, path: str | Path) -> None:
@@ -24,22 +23,17 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
 
     Args:
         method: changed in place.
-        path: a run directory; or a file of released weights, the directory that holds it, or its id on the Hugging Face
-            hub. A file of PyTorch is read as tensors alone, so that no code in it runs.
+        path: a run directory; or a file of weights, by the method's own names or the release's, the directory that
+            holds it, or its id on the Hugging Face hub. A file of PyTorch is read as tensors alone: no code in it runs.
 
     Raises:
         UnmaskError: nothing of the kind is there, or it is of another model.
     """
     if is_run(path):
-        load_model(method, weights_of(Path(path))[0], str(path))
+        pretrained.load_initial_weights(method, path)
         return
     state = _read(Path(path))
-    if not is_released(state):
-        raise UnmaskError(
-            f"{path}: neither a run nor weights that PROP's authors released. A language model of transformers is "
-            "given with --network model=DIR"
-        )
-    load_model(method, released_to_ours(state), str(path))
+    load_model(method, released_to_ours(state) if is_released(state) else state, str(path))
 
 
 def _read(path: Path) -> State:

@@ -111,6 +111,7 @@ class MEAP(nn.Module):
     """
 
     loss_on = "all"
+    special: Tensor
 
     def __init__(self, model: Any, vocabulary: Vocabulary, settings: Settings, length: int) -> None:
         super().__init__()
@@ -162,7 +163,7 @@ class MEAP(nn.Module):
 
     def encode(self, batch: TextBatch) -> Features:
         """Hidden states of whole texts: nothing is masked, whatever the mode."""
-        return features(self.model, batch.tokens[:, : self.length])
+        return features(self.model, batch.tokens[:, : self.length], batch.valid)
 
 
 def shared_positions(step: int, length: int, count: int) -> list[int]:

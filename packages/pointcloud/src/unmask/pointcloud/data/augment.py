@@ -27,27 +27,27 @@ class FeatureError(UnmaskError):
 
 
 @dataclass(frozen=True)
-class Turn:
-    """An augmentation: a rotation about z, perhaps mirrored, and a factor.
+class Transform:
+    """An augmentation: a rotation about z, perhaps with a reflection, and a scale.
 
     Args:
-        matrix: orthogonal; what normals are multiplied by.
-        factor: what positions are scaled by on top of it.
+        matrix: orthogonal; normals are multiplied by it.
+        factor: positions are scaled by it, too.
     """
 
     matrix: Float[np.ndarray, "3 3"]
     factor: float
 
     def positions(self, xyz: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
-        """The points turned and scaled, in their dtype."""
+        """The points rotated and scaled, in their dtype."""
         return (xyz @ (self.factor * self.matrix.T)).astype(xyz.dtype)
 
     def normals(self, normals: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
-        """The normals turned, in their dtype."""
+        """The normals rotated, in their dtype."""
         return (normals @ self.matrix.T).astype(normals.dtype)
 
 
-def draw_turn(key: SampleKey, rotate: float, scale: tuple[float, float], flip: float) -> Turn:
+def draw_transform(key: SampleKey, rotate: float, scale: tuple[float, float], flip: float) -> Transform:
     """A random augmentation.
 
     Args:
@@ -61,7 +61,7 @@ def draw_turn(key: SampleKey, rotate: float, scale: tuple[float, float], flip: f
     cos, sin = math.cos(angle), math.sin(angle)
     sign_x, sign_y = (-1.0 if coin < flip else 1.0 for coin in (flip_x, flip_y))
     matrix = np.array([[sign_x * cos, -sign_x * sin, 0], [sign_y * sin, sign_y * cos, 0], [0, 0, 1]])
-    return Turn(matrix, scale[0] + (scale[1] - scale[0]) * size)
+    return Transform(matrix, scale[0] + (scale[1] - scale[0]) * size)
 
 
 def normalise(xyz: Float[np.ndarray, "points 3"], how: str) -> Float[np.ndarray, "points 3"]:
@@ -124,20 +124,17 @@ def _feature(cloud: Cloud, feature: str, name: str) -> Float[np.ndarray, "points
 
 def subset(
     points: Float[np.ndarray, "points channels"], settings: Settings, key: Key
-) -> Int[np.ndarray, "kept"] | None:
-    """Rows to keep, in order, of a cloud with more than ``max_points``: a random choice of those in the range.
+) -> Int[np.ndarray, "kept"] | slice:
+    """Rows to keep, in order: of a cloud with more than ``max_points`` a random choice of those in the range, else all.
 
     Args:
         points: prepared, and augmented if they are to be.
         settings: with the range and ``max_points``.
         key: of this one cloud.
-
-    Returns:
-        The rows; None where all points are kept.
     """
     most = settings.max_points
     if most is None or len(points) <= most:
-        return None
+        return slice(None)
     rows = inside(points, settings.range).nonzero()[0]
     if len(rows) > most:
         rows = np.sort(rows[key.stream(_SUBSET).permutation(len(rows))[0, :most].numpy()])

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.core.nn.ragged import rows_of, take_ragged
+
 
 class Sample(NamedTuple):
     """One cloud.
@@ -61,22 +63,6 @@ class PointBatch:
             None if self.labels is None else self.labels[chosen],
             None if self.point_labels is None else self.point_labels[where],
         )
-
-
-def rows_of(offsets: Int[Tensor, "sets_plus_1"], total: int) -> Int[Tensor, "total"]:
-    """The set that each of `total` concatenated rows belongs to."""
-    sets = torch.arange(len(offsets) - 1, device=offsets.device)
-    return sets.repeat_interleave(offsets.diff(), output_size=total)
-
-
-def take_ragged(
-    offsets: Int[Tensor, "sets_plus_1"], rows: Sequence[int]
-) -> tuple[Int[Tensor, "chosen"], Int[Tensor, "rows_plus_1"]]:
-    """Where the members of some sets lie in the concatenation, in the order of `rows`, and their new offsets."""
-    bounds = offsets.tolist()
-    parts = [torch.arange(bounds[row], bounds[row + 1], device=offsets.device) for row in rows]
-    lengths = torch.tensor([0, *(len(part) for part in parts)], device=offsets.device)
-    return torch.cat(parts), lengths.cumsum(0)
 
 
 def collate(samples: Sequence[Sample] | PointBatch) -> PointBatch:

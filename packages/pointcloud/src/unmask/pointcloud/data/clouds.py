@@ -21,28 +21,15 @@ from unmask.core.data.kinds import SourceError
 from unmask.core.data.sources import Split, absolute, members_of
 from unmask.core.errors import Problem
 from unmask.core.randomness import Key, SampleKey, stable_id
-from unmask.pointcloud.data.augment import FeatureError, draw_turn, prepare, subset
+from unmask.pointcloud.data.augment import draw_transform, prepare, subset
 from unmask.pointcloud.data.batches import PointBatch, Sample, collate
-from unmask.pointcloud.data.embedded.carriers import CARRIERS
 from unmask.pointcloud.data.extent import choose_pillar, choose_range, holds_origin, inside
+from unmask.pointcloud.data.kind import CLOUDS, Source
 from unmask.pointcloud.data.readers import WIDTHS, Cloud
 from unmask.pointcloud.data.settings import Settings
-from unmask.pointcloud.data.sources import CLOUDS, Source, open_source
+from unmask.pointcloud.data.sources import open_source
 
-__all__ = [
-    "CARRIERS",
-    "FeatureError",
-    "PointBatch",
-    "PointClouds",
-    "Problem",
-    "Sample",
-    "Settings",
-    "SourceError",
-    "collate",
-    "open_split",
-    "prepare",
-    "resolve",
-]
+__all__ = ["PointClouds", "Settings", "collate", "open_split", "resolve"]
 
 _AUGMENT = stable_id("augment")
 _MEASURED = 32  # training clouds that range and pillar are chosen from
@@ -86,44 +73,39 @@ class PointClouds(SplitDataset[Sample]):
         cloud: Cloud = self._source.read(int(self._members[index]))
         return cloud, *prepare(cloud, self.settings, self._name(index))
 
-    def _sample(self, place: int, visit: int) -> Sample:
-        cloud, points, labels = self.read_plain(place)
-        self._dropped[place] = cloud.dropped + len(cloud.xyz) - len(points)
-        if self.point_classes is not None and labels is None:
-            labels = np.full(len(points), -1, np.int64)
-        sample_id = int(self.ids[place])
+    def _sample(self, index: int, visit: int) -> Sample:
+        cloud, points, labels = self.read_plain(index)
+        self._dropped[index] = cloud.dropped + len(cloud.xyz) - len(points)
+        sample_id = int(self.ids[index])
         visit = visit if self.augment else 0
         if self.augment:
-            points = self._turned(points, SampleKey.of(self.seed, sample_id, visit).stream(_AUGMENT))
-        rows = subset(points, self.settings, Key.of(self.seed, self.ids[place : place + 1], visit))
-        if rows is not None:
-            points, labels = points[rows], None if labels is None else labels[rows]
-        return Sample(
-            torch.from_numpy(points),
-            sample_id,
-            None if self.labels is None else int(self.labels[place]),
-            None if labels is None or self.point_classes is None else torch.from_numpy(labels),
-        )
+            points = self._augmented(points, SampleKey.of(self.seed, sample_id, visit).stream(_AUGMENT))
+        rows = subset(points, self.settings, Key.of(self.seed, self.ids[index : index + 1], visit))
+        label = None if self.labels is None else int(self.labels[index])
+        if self.point_classes is None:
+            return Sample(torch.from_numpy(points[rows]), sample_id, label)
+        labels = np.full(len(points), -1, np.int64) if labels is None else labels
+        return Sample(torch.from_numpy(points[rows]), sample_id, label, torch.from_numpy(labels[rows]))
 
-    def _turned(self, points: Float[np.ndarray, "points c"], key: SampleKey) -> Float[np.ndarray, "points c"]:
+    def _augmented(self, points: Float[np.ndarray, "points c"], key: SampleKey) -> Float[np.ndarray, "points c"]:
         settings = self.settings
-        turn = draw_turn(key, settings.rotate, settings.scale, settings.flip)
+        transform = draw_transform(key, settings.rotate, settings.scale, settings.flip)
         moved = points.copy()
-        moved[:, :3] = turn.positions(points[:, :3])
+        moved[:, :3] = transform.positions(points[:, :3])
         start = 3
         for name in settings.features:
             if name == "normal":
-                moved[:, start : start + 3] = turn.normals(points[:, start : start + 3])
+                moved[:, start : start + 3] = transform.normals(points[:, start : start + 3])
             start += WIDTHS[name]
-        # Of a cloud at the very border the turn may take all points out of the range: then it stays as it is.
+        # A cloud at the border may lose all its points: then it stays as it is.
         return moved if inside(moved, settings.range).any() else points
 
     @property
     def warnings(self) -> list[Problem]:
         """Clouds of this split, as far as read, that are used without those of their points that are not finite."""
         return [
-            Problem(self._name(place), f"{int(self._dropped[place])} points with NaN or infinite values left out")
-            for place in self._dropped.nonzero()[:, 0].tolist()
+            Problem(self._name(index), f"{int(self._dropped[index])} points with NaN or infinite values left out")
+            for index in self._dropped.nonzero()[:, 0].tolist()
         ]
 
 
@@ -166,8 +148,8 @@ def resolve(settings: Settings) -> Settings:
     settings = absolute(settings, CLOUDS.sets)
     if settings.normalize is None:
         plain = replace(settings, normalize="none", range=None, pillar=None, max_points=None)
-        found = [holds_origin(xyz) for xyz in _some(_split(plain, "train"))]
-        settings = replace(settings, normalize="none" if 2 * sum(found) >= len(found) else "center")
+        around = [holds_origin(xyz) for xyz in _some(_split(plain, "train"))]
+        settings = replace(settings, normalize="none" if 2 * sum(around) >= len(around) else "center")
     train = _split(settings, "train", augment=True)
     if settings.range is not None and settings.pillar is not None:
         if settings.grid_shape == (1, 1):

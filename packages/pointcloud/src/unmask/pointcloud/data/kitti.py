@@ -15,86 +15,62 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Int
 
-from unmask.core.data.kinds import CorruptSampleError, naming
 from unmask.core.data.splits import TEST, TRAIN, VAL
-from unmask.pointcloud.data.readers import Cloud, bin_rows, clean
+from unmask.pointcloud.data.readers import Cloud, bin_rows, clean, read_numbers
 
 # The benchmark's 19 classes and the numbers in the files that mean them (semantic-kitti.yaml of its interface).
 _CLASSES: dict[str, tuple[int, ...]] = {
-    "car": (10, 252),
-    "bicycle": (11,),
-    "motorcycle": (15,),
-    "truck": (18, 258),
+    "car": (10, 252), "bicycle": (11,), "motorcycle": (15,), "truck": (18, 258),
     "other vehicle": (13, 16, 20, 256, 257, 259),
-    "person": (30, 254),
-    "bicyclist": (31, 253),
-    "motorcyclist": (32, 255),
-    "road": (40, 60),
-    "parking": (44,),
-    "sidewalk": (48,),
-    "other ground": (49,),
-    "building": (50,),
-    "fence": (51,),
-    "vegetation": (70,),
-    "trunk": (71,),
-    "terrain": (72,),
-    "pole": (80,),
+    "person": (30, 254), "bicyclist": (31, 253), "motorcyclist": (32, 255),
+    "road": (40, 60), "parking": (44,), "sidewalk": (48,), "other ground": (49,),
+    "building": (50,), "fence": (51,), "vegetation": (70,), "trunk": (71,), "terrain": (72,), "pole": (80,),
     "traffic sign": (81,),
-}
+}  # fmt: skip
 POINT_CLASSES = list(_CLASSES)
 _INDEX = np.full(1 << 16, -1, np.int64)
 for _i, _numbers in enumerate(_CLASSES.values()):
     _INDEX[list(_numbers)] = _i
 
+AnyPath = TypeVar("AnyPath", Path, PurePosixPath)
 _SWEEP = re.compile(r"(?:(?P<recording>.*)/)?velodyne(?:_points/data)?/[^/]+\.bin$", re.IGNORECASE)
 _SEQUENCE = re.compile(r"(?:.*/)?sequences/(\d\d)$")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the places of KITTI's sweeps say about them.
-
-    Args:
-        names: the sweeps, as paths below the folder.
-        groups: the recording of each, or None for the object benchmark, which does not tell.
-        given: the official split of each, None where there is none.
-        labelled: whether any sweep has a .label file.
-    """
+    """What the paths of KITTI's sweeps below a folder say about them."""
 
     names: list[str]
-    groups: list[str] | None
-    given: list[int | None] | None
-    labelled: bool
+    groups: list[str] | None  # the recording of each; None for the object benchmark, which does not tell
+    given: list[int | None] | None  # the official split of each
+    labelled: bool  # whether any sweep has a .label file
 
 
-def describe(names: Sequence[str], others: set[str]) -> Layout | None:
+def layout_of(names: Sequence[str], files: set[str]) -> Layout | None:
     """The sweeps among the .bin files of a folder, or None where it is not laid out like KITTI.
 
     Args:
         names: paths of the .bin files below the folder.
-        others: paths of all files below it.
+        files: paths of all files below it.
     """
-    found = {name: match["recording"] or "" for name in names if (match := _SWEEP.match(name))}
-    if not found:
+    recording_of = {name: match["recording"] or "" for name in names if (match := _SWEEP.match(name))}
+    if not recording_of:
         return None
-    sweeps, recordings = list(found), list(found.values())
+    sweeps, recordings = list(recording_of), list(recording_of.values())
     given = [_official(recording) for recording in recordings]
-    benchmark = all(_folder(recording) in ("training", "testing") for recording in recordings)
-    labelled = any(label_of(name) in others for name in sweeps)
+    benchmark = all(PurePosixPath(recording).name in ("training", "testing") for recording in recordings)
+    labelled = any(str(_label_file(PurePosixPath(name))) in files for name in sweeps)
     return Layout(sweeps, None if benchmark else recordings, given if any(given) else None, labelled)
 
 
-def _folder(recording: str) -> str:
-    return recording.rpartition("/")[2]
-
-
 def _official(recording: str) -> int | None:
-    if _folder(recording) == "testing":
+    if PurePosixPath(recording).name == "testing":
         return TEST
     sequence = _SEQUENCE.match(recording)
     if sequence is None or int(sequence[1]) > 21:
@@ -103,29 +79,16 @@ def _official(recording: str) -> int | None:
     return VAL if number == 8 else TEST if number > 10 else TRAIN
 
 
-def label_of(name: str) -> str:
-    """The path of the .label file that belongs to a sweep."""
-    folder, _, file = name.rpartition("/")
-    return f"{folder.rpartition('/')[0]}/labels/{file.removesuffix('.bin')}.label".lstrip("/")
+def _label_file(sweep: AnyPath) -> AnyPath:
+    return sweep.parents[1] / "labels" / f"{sweep.stem}.label"
 
 
-class KittiReader:
-    """Reads sweeps with their point classes, as indices into `POINT_CLASSES` and -1. Holds no open file."""
+def read_sweep(labelled: bool, path: Path, name: str) -> Cloud:
+    """A sweep, with its point classes as indices into `POINT_CLASSES` and -1 where they are wanted.
 
-    def __init__(self, root: Path, names: Sequence[str], labelled: bool) -> None:
-        self.root, self.names, self.labelled = root, names, labelled
-
-    def __call__(self, index: int) -> Cloud:
-        name = self.names[index]
-        with naming(name):
-            rows = bin_rows(self.root / name, 4)
-            labels = self._labels(self.root / label_of(name), len(rows)) if self.labelled else None
-            return clean(rows[:, :3], {"intensity": rows[:, 3:4]}, labels)
-
-    def _labels(self, path: Path, points: int) -> Int[np.ndarray, "points"] | None:
-        if not path.exists():  # the test sequences
-            return None
-        size = path.stat().st_size
-        if size != 4 * points:
-            raise CorruptSampleError(f"{path.name} has {size / 4:g} labels for {points} points")
-        return _INDEX[np.fromfile(path, "<u4") & 0xFFFF]
+    Those of the test sequences have no .label file, and then no labels.
+    """
+    rows, labels = bin_rows(path, 4), None
+    if labelled and (file := _label_file(path)).exists():
+        labels = _INDEX[read_numbers(file, file.name, "<u4", len(rows)) & 0xFFFF]
+    return clean(rows[:, :3], {"intensity": rows[:, 3:4]}, labels)

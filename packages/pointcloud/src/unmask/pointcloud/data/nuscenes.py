@@ -16,17 +16,18 @@ points of earlier sweeps. The official lists of training and validation scenes a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from unmask.core.data.kinds import CorruptSampleError, SourceError, naming
-from unmask.pointcloud.data.readers import Cloud, bin_rows, clean
+from unmask.core.data.kinds import SourceError, naming
+from unmask.pointcloud.data.readers import Cloud, bin_rows, clean, read_numbers
 
 _CHANNEL = "LIDAR_TOP"
 _NEAR = 1.0  # metres
@@ -34,40 +35,32 @@ _TABLES = ("sensor", "calibrated_sensor", "sample_data", "ego_pose", "sample", "
 _NOISE = "noise"
 
 
+class Frame(NamedTuple):
+    """A key frame: its row among the sweeps, its scene, and the file of its point classes, if it has one."""
+
+    row: int
+    scene: str
+    labels: str | None
+
+
 @dataclass(frozen=True)
 class Drives:
-    """All lidar sweeps of a set, and which of them are key frames.
+    """All lidar sweeps of a set, and which of them are key frames. Poses are quaternions (w, x, y, z) and metres."""
 
-    Args:
-        root: the folder that file names are relative to.
-        files: of the sweeps.
-        times: of the sweeps, in microseconds.
-        previous: the row of the sweep before each, -1 at a scene's start.
-        mounts: sensor to vehicle, of each sweep: quaternion (w, x, y, z) and translation in metres.
-        poses: vehicle to map, of each sweep, likewise.
-        keys: rows of the key frames.
-        scenes: the scene of each key frame.
-        labels: the file of each key frame's point classes, None where it has none.
-        point_classes: names of the point classes, or None.
-        index: class index of each number in those files, -1 for noise and for what no class has.
-    """
-
-    root: Path
+    root: Path  # the folder that file names are relative to
     files: list[str]
-    times: Int64[np.ndarray, "sweeps"]
-    previous: Int64[np.ndarray, "sweeps"]
-    mounts: Float64[np.ndarray, "sweeps 7"]
-    poses: Float64[np.ndarray, "sweeps 7"]
-    keys: list[int]
-    scenes: list[str]
-    labels: list[str | None]
+    times: Int64[np.ndarray, "sweeps"]  # microseconds
+    previous: Int64[np.ndarray, "sweeps"]  # the row of the sweep before each, -1 at a scene's start
+    mounts: Float64[np.ndarray, "sweeps 7"]  # sensor to vehicle
+    poses: Float64[np.ndarray, "sweeps 7"]  # vehicle to map
+    frames: list[Frame]  # the key frames, by file name
     point_classes: list[str] | None
-    index: Int64[np.ndarray, "256"]
+    index: Int64[np.ndarray, "256"]  # class index of each number in the files of labels; -1 for noise and unused ones
 
     @property
     def names(self) -> list[str]:
         """The files of the key frames."""
-        return [self.files[key] for key in self.keys]
+        return [self.files[frame.row] for frame in self.frames]
 
 
 def find(root: Path) -> Path | None:
@@ -78,11 +71,11 @@ def find(root: Path) -> Path | None:
     """
     if (root / "sample_data.json").is_file():
         return root
-    found = sorted(folder for folder in root.glob("v1.0-*") if (folder / "sample_data.json").is_file())
-    if len(found) > 1:
-        names = ", ".join(folder.name for folder in found)
-        raise SourceError(f"{root} holds the tables {names}; give one of them, for example {found[0]}")
-    return found[0] if found else None
+    folders = sorted(folder for folder in root.glob("v1.0-*") if (folder / "sample_data.json").is_file())
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise SourceError(f"{root} holds the tables {names}; give one of them, for example {folders[0]}")
+    return folders[0] if folders else None
 
 
 def open_drives(folder: Path) -> Drives:
@@ -103,18 +96,21 @@ def open_drives(folder: Path) -> Drives:
 
 def _join(folder: Path) -> Drives:
     lidars = {row["token"] for row in _table(folder, "sensor") if row["channel"] == _CHANNEL}
-    mounts = {row["token"]: _pose(row) for row in _table(folder, "calibrated_sensor", _in("sensor_token", lidars))}
-    sweeps = _table(folder, "sample_data", _in("calibrated_sensor_token", mounts))
+    mounts = {row["token"]: _pose(row) for row in _table(folder, "calibrated_sensor", "sensor_token", lidars)}
+    sweeps = _table(folder, "sample_data", "calibrated_sensor_token", mounts)
     if not sweeps:
         raise SourceError(f"{folder}: no sweeps of {_CHANNEL} in the tables")
     wanted = {row["ego_pose_token"] for row in sweeps}
-    poses = {row["token"]: _pose(row) for row in _table(folder, "ego_pose", _in("token", wanted))}
+    poses = {row["token"]: _pose(row) for row in _table(folder, "ego_pose", "token", wanted)}
     rows = {row["token"]: i for i, row in enumerate(sweeps)}
     samples = {row["token"]: row["scene_token"] for row in _table(folder, "sample")}
     scenes = {row["token"]: row["name"] for row in _table(folder, "scene")}
-    keys = [i for i, row in enumerate(sweeps) if row["is_key_frame"]]
-    keys.sort(key=lambda i: sweeps[i]["filename"])
     labels, point_classes, index = _lidarseg(folder)
+    frames = [
+        Frame(i, scenes[samples[row["sample_token"]]], labels.get(row["token"]))
+        for i, row in sorted(enumerate(sweeps), key=lambda numbered: numbered[1]["filename"])
+        if row["is_key_frame"]
+    ]
     return Drives(
         folder.parent,
         [row["filename"] for row in sweeps],
@@ -122,20 +118,25 @@ def _join(folder: Path) -> Drives:
         np.array([rows[row["prev"]] if row["prev"] else -1 for row in sweeps], np.int64),
         np.array([mounts[row["calibrated_sensor_token"]] for row in sweeps]),
         np.array([poses[row["ego_pose_token"]] for row in sweeps]),
-        keys,
-        [scenes[samples[sweeps[i]["sample_token"]]] for i in keys],
-        [labels.get(sweeps[i]["token"]) for i in keys],
+        frames,
         point_classes,
         index,
     )
 
 
-def _table(folder: Path, name: str, keep: Callable[[dict[str, Any]], bool] | None = None) -> list[dict[str, Any]]:
-    """The rows of a table. What is not kept is forgotten while it is parsed: those of the cameras are most of it."""
+def _table(folder: Path, name: str, column: str = "", wanted: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a table, where a column is named only those with a wanted value there.
+
+    The others are forgotten while it is parsed: those of the cameras are most of it.
+    """
+
+    def keep(row: dict[str, Any]) -> dict[str, Any] | None:
+        return row if not column or row[column] in wanted else None
+
     path = folder / f"{name}.json"
     try:
         with path.open(encoding="utf-8") as file:
-            rows = json.load(file, object_hook=None if keep is None else lambda row: row if keep(row) else None)
+            rows = json.load(file, object_hook=keep)
     except FileNotFoundError as error:
         raise SourceError(f"{folder} has no {path.name}; nuScenes' tables are {', '.join(_TABLES)} (.json)") from error
     except ValueError as error:
@@ -143,17 +144,12 @@ def _table(folder: Path, name: str, keep: Callable[[dict[str, Any]], bool] | Non
     return [row for row in rows if row is not None]
 
 
-def _in(entry: str, wanted: Any) -> Callable[[dict[str, Any]], bool]:
-    return lambda row: row[entry] in wanted
-
-
 def _pose(row: dict[str, Any]) -> tuple[float, ...]:
     w, x, y, z = map(float, row["rotation"])
-    length = (w * w + x * x + y * y + z * z) ** 0.5
-    if not 0.99 < length < 1.01:
+    if not 0.99 < math.hypot(w, x, y, z) < 1.01:
         raise ValueError(f"{row['token']} has the rotation {row['rotation']}; expected a unit quaternion w, x, y, z")
     tx, ty, tz = map(float, row["translation"])
-    return w / length, x / length, y / length, z / length, tx, ty, tz
+    return w, x, y, z, tx, ty, tz
 
 
 def _lidarseg(folder: Path) -> tuple[dict[str, str], list[str] | None, Int64[np.ndarray, "256"]]:
@@ -169,18 +165,6 @@ def _lidarseg(folder: Path) -> tuple[dict[str, str], list[str] | None, Int64[np.
     return files, [row["name"] for row in categories], index
 
 
-def rotation(quaternion: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "3 3"]:
-    """The rotation matrix of a unit quaternion (w, x, y, z)."""
-    w, x, y, z = quaternion
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-
-
 class SweepReader:
     """Reads key frames with earlier sweeps. Holds no open file, so it can go to any number of workers."""
 
@@ -188,12 +172,11 @@ class SweepReader:
         self.drives, self.sweeps = drives, sweeps
 
     def __call__(self, index: int) -> Cloud:
-        drives = self.drives
-        key = drives.keys[index]
-        with naming(drives.files[key]):
-            parts = [self._sweep(row, key) for row in self._earlier(key)]
+        frame = self.drives.frames[index]
+        with naming(self.drives.files[frame.row]):
+            parts = [self._sweep(row, frame.row) for row in self._earlier(frame.row)]
             xyz, intensity, time = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            labels = self._labels(index, len(parts[0][0]), len(xyz))
+            labels = self._labels(frame, len(parts[0][0]), len(xyz))
             return clean(xyz, {"intensity": intensity, "time": time}, labels)
 
     def _earlier(self, key: int) -> list[int]:
@@ -210,29 +193,28 @@ class SweepReader:
             points = bin_rows(drives.root / drives.files[row], 5)
         if row != key:
             points = points[(np.abs(points[:, :2]) >= _NEAR).any(1)]
-        xyz = _move(points[:, :3].astype(np.float64), drives.mounts[row])
+        xyz = move(points[:, :3].astype(np.float64), drives.mounts[row])
         if row != key:
-            xyz = _move_back(_move(xyz, drives.poses[row]), drives.poses[key])
+            xyz = move(move(xyz, drives.poses[row]), drives.poses[key], back=True)
         seconds = 1e-6 * float(drives.times[key] - drives.times[row])
         return xyz, points[:, 3:4], np.full((len(points), 1), seconds, np.float32)
 
-    def _labels(self, index: int, own: int, points: int) -> Int64[np.ndarray, "points"] | None:
+    def _labels(self, frame: Frame, own: int, points: int) -> Int64[np.ndarray, "points"] | None:
         """Class indices: those of the key frame's own points, then -1."""
         if self.drives.point_classes is None:
             return None
         labels = np.full(points, -1, np.int64)
-        file = self.drives.labels[index]
-        if file is not None:
-            numbers = np.fromfile(self.drives.root / file, np.uint8)
-            if len(numbers) != own:
-                raise CorruptSampleError(f"{file} has {len(numbers)} labels for {own} points")
+        if frame.labels is not None:
+            numbers = read_numbers(self.drives.root / frame.labels, frame.labels, "u1", own)
             labels[:own] = self.drives.index[numbers]
         return labels
 
 
-def _move(xyz: Float[np.ndarray, "points 3"], pose: Float64[np.ndarray, "7"]) -> Float64[np.ndarray, "points 3"]:
-    return xyz @ rotation(pose[:4]).T + pose[4:]
+def move(
+    xyz: Float[np.ndarray, "points 3"], pose: Float64[np.ndarray, "7"], back: bool = False
+) -> Float64[np.ndarray, "points 3"]:
+    """Points out of the frame that has this pose (quaternion w, x, y, z and translation), or `back` into it."""
+    from scipy.spatial.transform import Rotation
 
-
-def _move_back(xyz: Float[np.ndarray, "points 3"], pose: Float64[np.ndarray, "7"]) -> Float64[np.ndarray, "points 3"]:
-    return (xyz - pose[4:]) @ rotation(pose[:4])
+    rotation = Rotation.from_quat(pose[:4], scalar_first=True)
+    return rotation.apply(xyz - pose[4:], inverse=True) if back else rotation.apply(xyz) + pose[4:]

@@ -7,8 +7,8 @@
   floating point is taken as it is (KITTI writes 0..1, nuScenes 0..255). ``color`` is in 0..1, whatever the file uses.
 * Of a mesh (.ply) the vertices are the points.
 * .npy arrays, never pickled, and .xyz text hold a point a row: x, y, z, then intensity, then columns that are not read.
-* .bin files are rows of little-endian float32: x, y, z, intensity (KITTI), and a ring number where the rows have five
-  columns (nuScenes, ``.pcd.bin``).
+* .bin files are rows of little-endian float32: x, y, z, intensity (KITTI) and, in files of five columns (nuScenes,
+  ``.pcd.bin``), a ring number.
 * LAS files hold a class per point (``classification``).
 """
 
@@ -73,10 +73,13 @@ def read_cloud(path: str | Path, columns: int | None = None, name: str | None = 
         raise UnmaskError(f"{name}: no reader for {suffix or 'files without a suffix'}; expected {' '.join(SUFFIXES)}")
     with naming(name):
         with path.open("rb") as file:
-            reason = complaint(file.read(HEAD), suffix)
-        if reason:
-            raise CorruptSampleError(reason)
-        return clean(*(_read_bin(path, columns) if suffix == ".bin" else _READERS[suffix](path)))
+            problem = head_problem(file.read(HEAD), suffix)
+        if problem:
+            raise CorruptSampleError(problem)
+        if suffix != ".bin":
+            return clean(*_READERS[suffix](path))
+        rows = bin_rows(path, columns)
+        return clean(rows[:, :3], {"intensity": rows[:, 3:4]})
 
 
 def clean(
@@ -102,8 +105,8 @@ def clean(
     return Cloud(xyz, features or {}, labels, dropped)
 
 
-def complaint(head: bytes, suffix: str) -> str | None:
-    """Why a file with these first `HEAD` bytes cannot be a point cloud; None where nothing speaks against it."""
+def head_problem(head: bytes, suffix: str) -> str | None:
+    """Why a file with these first `HEAD` bytes cannot be a point cloud; None where it may be one."""
     if not head:
         return "empty file"
     if suffix == ".xyz":
@@ -113,7 +116,7 @@ def complaint(head: bytes, suffix: str) -> str | None:
     return None
 
 
-HEAD = 512  # bytes that `complaint` looks at
+HEAD = 512  # bytes that `head_problem` looks at
 _BEGINS = {
     ".pcd": re.compile(rb"(?:#[^\n]*\n|\s)*(?:VERSION|FIELDS|COLUMNS)\b", re.IGNORECASE),
     ".ply": re.compile(rb"ply\s"),
@@ -125,17 +128,12 @@ _BEGINS = {
 
 def suffix_of(head: bytes) -> str:
     """The suffix of the kind of cloud that begins with these `HEAD` bytes; .bin files may begin with anything."""
-    found = next((suffix for suffix, begin in _BEGINS.items() if begin.match(head)), None)
-    text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
-    return found or (".xyz" if text else ".bin")
+    is_text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
+    known = (suffix for suffix, begin in _BEGINS.items() if begin.match(head))
+    return next(known, ".xyz" if is_text else ".bin")
 
 
 Raw = tuple[np.ndarray, dict[str, np.ndarray], np.ndarray | None]  # positions, features, labels
-
-
-def _read_bin(path: Path, columns: int | None) -> Raw:
-    rows = bin_rows(path, columns)
-    return rows[:, :3], {"intensity": rows[:, 3:4]}, None
 
 
 def bin_rows(path: Path, columns: int | None = None) -> Float[np.ndarray, "points columns"]:
@@ -146,17 +144,29 @@ def bin_rows(path: Path, columns: int | None = None) -> Float[np.ndarray, "point
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
-    if columns is None and has_rings(path.name):
-        columns = 5
+    if columns is None:
+        columns = 5 if has_rings(path.name) else bin_columns([len(data)])
     if columns is None and len(data) % 80 == 0:
         rings = np.frombuffer(data, "<f4").reshape(-1, 5)[:, 4]
         columns = 5 if ((rings >= 0) & (rings < 256) & (rings == np.floor(rings))).all() else 4
-    if columns is None:
-        columns = 5 if len(data) % 20 == 0 else 4
-    reason = bin_complaint(len(data), columns)
-    if reason:
-        raise CorruptSampleError(reason)
+    columns = columns or 4
+    problem = size_problem(len(data), columns)
+    if problem:
+        raise CorruptSampleError(problem)
     return np.frombuffer(data, "<f4").reshape(-1, columns)
+
+
+def read_numbers(path: Path, name: str, dtype: str, points: int) -> Int[np.ndarray, "points"]:
+    """The class numbers of a file that holds one per point, as integers of this type.
+
+    Raises:
+        CorruptSampleError: it holds more or fewer; the message calls it `name`.
+        OSError: it cannot be read.
+    """
+    labels = path.stat().st_size / np.dtype(dtype).itemsize
+    if labels != points:
+        raise CorruptSampleError(f"{name} has {labels:g} labels for {points} points")
+    return np.fromfile(path, dtype)
 
 
 def has_rings(name: str) -> bool:
@@ -164,7 +174,7 @@ def has_rings(name: str) -> bool:
     return name.lower().endswith(".pcd.bin")
 
 
-def bin_complaint(size: int, columns: int | None) -> str | None:
+def size_problem(size: int, columns: int | None) -> str | None:
     """What is wrong with the size in bytes of a .bin file of 4 or 5 columns (None: either)."""
     if not size:
         return "empty file"
@@ -232,21 +242,19 @@ def _read_open3d(path: Path) -> Raw:
     if path.suffix.lower() == ".pcd":
         _check_pcd(path)
     open3d = _open3d()
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):  # where open3d warns of a damaged file and then returns what it has
-            found = open3d.t.io.read_point_cloud(str(path)).point
-            values = {str(key).lower(): np.array(value.numpy()) for key, value in found.items()}
+        with contextlib.redirect_stdout(output):  # where open3d warns of a damaged file and then returns what it has
+            point = open3d.t.io.read_point_cloud(str(path)).point
+            values = {str(key).lower(): np.array(value.numpy()) for key, value in point.items()}
     except RuntimeError as error:
-        raise CorruptSampleError(f"damaged ({_plain(str(error))})") from error
-    if "WARNING" in said.getvalue():
-        raise CorruptSampleError(f"damaged ({_plain(said.getvalue())})")
+        raise CorruptSampleError(f"damaged ({_message(str(error))})") from error
+    if "WARNING" in output.getvalue():
+        raise CorruptSampleError(f"damaged ({_message(output.getvalue())})")
     if "positions" not in values:
         raise CorruptSampleError("no points")
-    features = {}
-    intensity = next((values[key] for key in _INTENSITIES if key in values), None)
-    if intensity is not None:
-        features["intensity"] = _unit(intensity.reshape(-1, 1))
+    intensities = [values[key] for key in _INTENSITIES if key in values]
+    features = {"intensity": _unit(intensities[0].reshape(-1, 1))} if intensities else {}
     if "colors" in values:
         features["color"] = _colour(values["colors"])
     if "normals" in values:
@@ -270,16 +278,16 @@ def _open3d() -> Any:
     return open3d
 
 
-def _plain(text: str) -> str:
+def _message(text: str) -> str:
     """open3d's message without colours, line ends and its own source paths."""
     text = re.sub(r"\x1b\[[0-9;]*m|\[Open3D \w+\]|\([^()]*\([^()]*\)[^()]*\)|/\S+", " ", text)
     return " ".join(text.split())[:200].strip(" .:") or "open3d cannot read it"
 
 
 def _check_pcd(path: Path) -> None:
-    """Refuse text .pcd files of too few or too short lines: open3d fills up with whatever lies in memory."""
-    head, found, body = path.read_bytes().partition(b"DATA ascii")
-    if not found:
+    """Refuse text .pcd files of too few or too short lines: open3d fills up with whatever is in memory."""
+    head, is_text, body = path.read_bytes().partition(b"DATA ascii")
+    if not is_text:
         return
     entries = {words[0].upper(): words[1:] for words in map(bytes.split, head.splitlines()) if words}
     width = sum(map(int, entries.get(b"COUNT", []))) or len(entries.get(b"FIELDS", []))

@@ -2,73 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from unmask.core.data import headers, shards, sources
 from unmask.core.data.carriers import cache_dir
 from unmask.core.data.folders import Place, suffix
-from unmask.core.data.kinds import CorruptSampleError, Kind, SourceError
+from unmask.core.data.kinds import SourceError
 from unmask.core.data.shards import Window
-from unmask.core.data.sources import sift, source_of_files, source_of_shards, take
+from unmask.core.data.sources import FileReader, sift, source_of_files, source_of_shards, take
 from unmask.core.errors import Problem
 from unmask.pointcloud.data import kitti, nuscenes
-from unmask.pointcloud.data.embedded.sets import EMBEDDED, load_embedded
+from unmask.pointcloud.data.embedded.carriers import EMBEDDED
+from unmask.pointcloud.data.embedded.sets import load_embedded
+from unmask.pointcloud.data.kind import CLOUDS, Source
 from unmask.pointcloud.data.las import LAS_CLASSES, index_points
-from unmask.pointcloud.data.readers import (
-    HEAD,
-    SUFFIXES,
-    Cloud,
-    bin_columns,
-    bin_complaint,
-    complaint,
-    has_rings,
-    read_cloud,
-    suffix_of,
-)
-
-
-def _examine(file: BinaryIO, name: str) -> dict[str, Any]:
-    """The size, and the suffix of what it is, which the names of shards' members do not tell."""
-    head = file.read(HEAD)
-    reason = complaint(head, suffix(name))
-    if reason:
-        raise CorruptSampleError(reason)
-    return {"size": file.seek(0, io.SEEK_END), "suffix": suffix(name) or suffix_of(head)}
-
-
-CLOUDS = Kind(
-    name="cloud",
-    suffixes=SUFFIXES,
-    examine=_examine,
-    expected="Give a folder of point clouds, of nuScenes tables or of .tar shards, or one of the embedded sets: "
-    + ", ".join(sorted(EMBEDDED)),
-    sets=tuple(EMBEDDED),
-    groups="scene or recording",
-)
-
-
-@dataclass(frozen=True)
-class Source(sources.Source):
-    """All clouds of a data set, whatever it is kept in.
-
-    Args:
-        point_classes: names of the classes of points, or None where the data have none. The labels of a cloud that is
-            read are indices into them, -1 where a point has none.
-    """
-
-    point_classes: list[str] | None = None
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there are labels to report on, of clouds or points."""
-        return self.labels is not None or self.point_classes is not None
+from unmask.pointcloud.data.readers import Cloud, bin_columns, has_rings, read_cloud, size_problem
 
 
 def open_source(source: str, corrupt: str, sweeps: int = 1) -> Source:
@@ -84,29 +37,21 @@ def open_source(source: str, corrupt: str, sweeps: int = 1) -> Source:
             how the sensor moved.
     """
     if source in EMBEDDED:
-        found = _embedded(source, cache_dir())
+        opened = _embedded(source, cache_dir())
     else:
         opener = partial(_open_place, sweeps=sweeps)
-        found = sources.open_source(source, CLOUDS, opener, corrupt=corrupt, options=(sweeps,))
-    if sweeps > 1 and not isinstance(found.read, nuscenes.SweepReader):
+        opened = sources.open_source(source, CLOUDS, opener, corrupt=corrupt, options=(sweeps,))
+    if sweeps > 1 and not isinstance(opened.read, nuscenes.SweepReader):
         raise SourceError(
             f"{source}: data.sweeps={sweeps} needs poses of the vehicle, which are read from nuScenes' tables only; "
             "set data.sweeps=1"
         )
-    return found
+    return opened
 
 
 @lru_cache(maxsize=2)
 def _embedded(name: str, cache: Path) -> Source:
-    found = load_embedded(name)
-    return Source(
-        found.names,
-        found.read,
-        found.labels,
-        found.classes,
-        codes=found.codes,
-        point_classes=found.point_classes,
-    )
+    return load_embedded(name)
 
 
 def _open_place(place: Place, sweeps: int) -> Source:
@@ -116,7 +61,7 @@ def _open_place(place: Place, sweeps: int) -> Source:
     pack, names = place.pick(CLOUDS)
     if pack:
         return _open_shards(place, names)
-    layout = kitti.describe(names, set(place.files))
+    layout = kitti.layout_of(names, set(place.files))
     return _open_folder(place.root, names) if layout is None else _open_kitti(place.root, layout)
 
 
@@ -124,12 +69,12 @@ def _examine_files(
     root: Path, names: Sequence[str], columns: int | None = None
 ) -> tuple[list[int], tuple[Problem, ...], int | None]:
     """Which files can be clouds, what is wrong with the others, and the columns of .bin files not called .pcd.bin."""
-    found = headers.scan(root, names, CLOUDS)
-    sizes = {i: facts["size"] for i, facts in enumerate(found) if isinstance(facts, dict) and facts["suffix"] == ".bin"}
+    facts = headers.scan(root, names, CLOUDS)
+    sizes = {i: known["size"] for i, known in enumerate(facts) if isinstance(known, dict) and known["suffix"] == ".bin"}
     columns = columns or bin_columns([size for i, size in sizes.items() if not has_rings(names[i])])
     for i, size in sizes.items():
-        found[i] = bin_complaint(size, 5 if has_rings(names[i]) else columns) or found[i]
-    return (*sift(names, found), columns)
+        facts[i] = size_problem(size, 5 if has_rings(names[i]) else columns) or facts[i]
+    return (*sift(names, facts), columns)
 
 
 def _open_folder(root: Path, names: list[str]) -> Source:
@@ -148,7 +93,7 @@ def _open_kitti(root: Path, layout: kitti.Layout) -> Source:
     names = take(layout.names, good)
     return Source(
         names,
-        kitti.KittiReader(root, names, layout.labelled),
+        FileReader(root, names, partial(kitti.read_sweep, layout.labelled)),
         given=None if layout.given is None else take(layout.given, good),
         groups=None if layout.groups is None else take(layout.groups, good),
         problems=problems,
@@ -161,27 +106,24 @@ def _open_nuscenes(place: Place, tables: Path, sweeps: int) -> Source:
     drives = nuscenes.open_drives(tables)
     place.watch(drives.names, drives.root)
     good, problems, _ = _examine_files(drives.root, drives.names)
-    kept = replace(
-        drives, keys=take(drives.keys, good), scenes=take(drives.scenes, good), labels=take(drives.labels, good)
-    )
-    reader = nuscenes.SweepReader(kept, sweeps)
-    return Source(kept.names, reader, groups=kept.scenes, problems=problems, point_classes=kept.point_classes)
+    kept = replace(drives, frames=take(drives.frames, good))
+    reader, scenes = nuscenes.SweepReader(kept, sweeps), [frame.scene for frame in kept.frames]
+    return Source(kept.names, reader, groups=scenes, problems=problems, point_classes=kept.point_classes)
 
 
 def _open_shards(place: Place, names: list[str]) -> Source:
     members, problems = shards.index_all(place, names, CLOUDS)
-    kinds = Counter(member.facts["suffix"] for member in members)
-    kind = max(kinds, key=lambda kind: kinds[kind], default=".bin")
-    others = [m for m in members if m.facts["suffix"] != kind]
-    problems += tuple(Problem(m.name, f"not a {kind} file, as most are") for m in others)
-    members = [member for member in members if member.facts["suffix"] == kind]
-    decode = partial(_read_member, kind, bin_columns([member.size for member in members]))
-    points = LAS_CLASSES if kind in (".las", ".laz") else None
+    suffixes = Counter(member.facts["suffix"] for member in members)
+    most = max(suffixes, key=lambda suffix: suffixes[suffix], default=".bin")
+    problems += tuple(Problem(m.name, f"not a {most} file, as most are") for m in members if m.facts["suffix"] != most)
+    members = [member for member in members if member.facts["suffix"] == most]
+    decode = partial(_read_member, most, bin_columns([member.size for member in members]))
+    points = LAS_CLASSES if most in (".las", ".laz") else None
     return source_of_shards(Source, place.root, members, problems, decode, point_classes=points)
 
 
-def _read_member(kind: str, columns: int | None, file: Window, name: str) -> Cloud:
-    with tempfile.NamedTemporaryFile(suffix=kind) as copy:  # open3d wants a file of its own
+def _read_member(suffix: str, columns: int | None, file: Window, name: str) -> Cloud:
+    with tempfile.NamedTemporaryFile(suffix=suffix) as copy:  # open3d wants a file of its own
         copy.write(file.read_bytes())
         copy.flush()
         return index_points(read_cloud(copy.name, columns, name))

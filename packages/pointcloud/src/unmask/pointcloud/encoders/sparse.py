@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unmask.core.nn.ragged import unravel
 from unmask.pointcloud.geometry.pairwise import Backend, resolve_backend, spconv_conv, torch_conv
 
 
@@ -124,7 +125,7 @@ def strided_rules(
     corner = (cells[:, 1:] % 2 * powers).sum(1)
     inputs = corner.argsort(stable=True)
     counts = tuple(torch.bincount(corner, minlength=2 ** len(shape)).tolist())
-    coarse = _cells(keys, coarse_shape).to(cells.dtype)
+    coarse = unravel(keys, coarse_shape).to(cells.dtype)
     return coarse, coarse_shape, Rulebook(inputs, parent_of[inputs], counts, len(cells), len(coarse))
 
 
@@ -208,15 +209,6 @@ def _keys(cells: Tensor, extent: Sequence[int]) -> Tensor:
     for axis, size in enumerate(extent, start=1):
         keys = keys * size + cells[:, axis]
     return keys
-
-
-def _cells(keys: Tensor, extent: Sequence[int]) -> Tensor:
-    """The coordinates behind `_keys`."""
-    columns = []
-    for size in reversed(extent):
-        columns.append(keys % size)
-        keys = keys // size
-    return torch.stack([keys, *reversed(columns)], dim=1)
 
 
 def _check_cells(cells: Tensor, shape: Sequence[int], keys: Tensor) -> None:

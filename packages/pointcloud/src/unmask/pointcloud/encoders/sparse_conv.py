@@ -43,17 +43,11 @@ class ConvEncoderSettings:
 
 @dataclass(frozen=True)
 class ConvStructure:
-    """The rulebooks of every level.
+    """The rulebooks of every level, the finest first."""
 
-    Args:
-        blocks: rules of the residual blocks, finest level first.
-        downs: rules from each level to the next coarser one.
-        ups: rules from each level to the next finer one.
-    """
-
-    blocks: tuple[Rulebook, ...]
-    downs: tuple[Rulebook, ...]
-    ups: tuple[Rulebook, ...]
+    blocks: tuple[Rulebook, ...]  # of the residual blocks
+    downs: tuple[Rulebook, ...]  # from each level to the next coarser one
+    ups: tuple[Rulebook, ...]  # from each level to the next finer one
 
 
 class SparseConvEncoder(nn.Module):

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from unmask.core.errors import UnmaskError
 from unmask.core.method import Features
 from unmask.core.nn.packed import Groups
+from unmask.core.nn.ragged import segment_max, segment_mean
 from unmask.core.nn.transformer import GroupedBlock
 from unmask.pointcloud.data.batches import PointBatch
-from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, segment_max, segment_mean, voxelise
+from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, voxelise
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from unmask.core.evaluation.encoding import Encoding
-from unmask.core.training.recipe import Recipe, micro_batch
+from unmask.core.training.recipe import micro_batch
 from unmask.pointcloud.evaluation.features import cloud_vectors
 
-
-def clouds_at_once(recipe: Recipe) -> int:
-    """Clouds per forward pass: as many as fitted into memory in training."""
-    return micro_batch(recipe, 1)
-
-
-ENCODING = Encoding(vectors=cloud_vectors, at_once=clouds_at_once)
+# Clouds per forward pass: as many as fitted into memory in training.
+ENCODING = Encoding(vectors=cloud_vectors, at_once=lambda recipe: micro_batch(recipe, 1))

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from unmask.core.nn.ragged import segment_max, segment_mean
 from unmask.core.randomness import Key
 from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.encoders.window import PillarFeatures
-from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, neighbours, segment_max, segment_mean, voxelise
+from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, neighbours, voxelise
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 PAIRS = 512  # of points whose distances are counted, in every cloud
@@ -60,25 +61,25 @@ def _statistics(points: Float[Tensor, "n channels"], draws: Float[Tensor, "draws
     skewness = torch.where(steady, 0.0, centred.pow(3).mean(0) / deviation.pow(3).clamp(min=1e-30))
     xyz = centred[:, :3]
     ranked = torch.cat([points, xyz.norm(dim=1, keepdim=True)], dim=1).sort(dim=0).values
-    places = [round(q * (len(points) - 1)) for q in QUANTILES]
+    ranks = [round(q * (len(points) - 1)) for q in QUANTILES]
     axes = torch.linalg.eigvalsh(xyz.T @ xyz / len(xyz)).clamp(min=0).sqrt().flip(0)
-    return torch.cat([mean, deviation, skewness, ranked[places].flatten(), axes, _distances(xyz, draws)])
+    return torch.cat([mean, deviation, skewness, ranked[ranks].flatten(), axes, _distances(xyz, draws)])
 
 
 def _distances(xyz: Float[Tensor, "n 3"], draws: Float[Tensor, "draws"]) -> Float[Tensor, "bins"]:
     """The share of distances in each bin."""
     first, second = xyz[(draws.double() * len(xyz)).long()].chunk(2)
     distance = (first - second).norm(dim=1)
-    place = distance / distance.mean().clamp(min=1e-30) * (BINS / 3)
-    return place.long().clamp(max=BINS - 1).bincount(minlength=BINS) / PAIRS
+    bins = distance / distance.mean().clamp(min=1e-30) * (BINS / 3)
+    return bins.long().clamp(max=BINS - 1).bincount(minlength=BINS) / PAIRS
 
 
 def point_coordinates(batch: PointBatch, voxels: Voxels, grid: VoxelGrid) -> Float[Tensor, "kept values"]:
     """The raw reference for points: one row per point of ``voxels.order``.
 
-    The point's height above the lowest point of its pillar and the eight around it; its place relative to the mean of
-    its pillar's points (x, y, z); its features; and of its pillar the logarithm of the number of points and, above that
-    same lowest point, their mean, least and largest height, and the deviation of heights. Metres.
+    The point's height above the lowest point of its pillar and the eight around it; its position relative to the mean
+    of its pillar's points (x, y, z); its features; and of its pillar the logarithm of the number of points and, above
+    that same lowest point, their mean, least and largest height, and the deviation of heights. Metres.
     """
     points, pillar, starts = batch.points[voxels.order], voxels.pillar_of, voxels.pillar_starts
     xyz, height = points[:, :3], points[:, 2:3]
@@ -93,9 +94,7 @@ def point_coordinates(batch: PointBatch, voxels: Voxels, grid: VoxelGrid) -> Flo
 
 def raw_points(grid: VoxelGrid) -> Readout:
     """`point_coordinates` as a read-out: every point has a row of its own."""
-
-    def read(batch: PointBatch, voxels: Voxels) -> tuple[Tensor, Int[Tensor, "kept"]]:
-        rows = torch.arange(len(voxels.order), device=voxels.order.device)
-        return point_coordinates(batch, voxels, grid), rows
-
-    return read
+    return lambda batch, voxels: (
+        point_coordinates(batch, voxels, grid),
+        torch.arange(len(voxels.order), device=voxels.order.device),
+    )

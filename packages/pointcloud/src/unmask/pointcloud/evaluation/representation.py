@@ -67,7 +67,8 @@ def _add_points(result: dict[str, Any], job: Job, splits: Mapping[str, PointClou
     assert classes is not None
     grid: Any = method.grid
     readouts = {name: of_points(method) for name, method in job.methods.items()}
-    readouts["coordinates"] = raw_points(grid)
+    if job.references:
+        readouts["coordinates"] = raw_points(grid)
     rows, about = dense_probe(
         readouts, splits, classes, Reading(grid, job.device, job.at_once, job.workers, job.seed), protocol
     )

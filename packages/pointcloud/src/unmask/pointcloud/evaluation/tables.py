@@ -20,12 +20,12 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     lines += [f"{what}: not probed, {reason}" for what, reason in result["skipped"].items()]
     if "dense" not in result:
         return lines
-    found, pillar = result["dense"], " x ".join(f"{size:g}" for size in result["dense"]["pillar"])
-    ceiling, count = found["ceiling"], found["points"]
+    dense, pillar = result["dense"], " x ".join(f"{size:g}" for size in result["dense"]["pillar"])
+    ceiling, count = dense["ceiling"], dense["points"]
     lines.append(
-        f"points: {len(found['classes'])} classes, fitted on {count['train']:,} points, scored on {count['test']:,}"
-        + (f" ({found['outside']:,} more are out of range)" if found["outside"] else "")
-        + f". Every point by its pillar's commonest label ({pillar}): {100 * ceiling['accuracy']:.1f}, mean IoU "
-        f"{100 * ceiling['mean_iou']:.1f}. The commonest class everywhere: {100 * found['majority']:.1f}."
+        f"points: {len(dense['classes'])} classes, fitted on {count['train']:,} points, scored on {count['test']:,}"
+        + (f" ({dense['outside']:,} more are out of range)" if dense["outside"] else "")
+        + f". Every point by its pillar's most frequent label ({pillar}): {100 * ceiling['accuracy']:.1f}, mean IoU "
+        f"{100 * ceiling['mean_iou']:.1f}. The most frequent class everywhere: {100 * dense['majority']:.1f}."
     )
     return lines

@@ -121,9 +121,7 @@ def _pairwise(
     """Gather, multiply, add, offset by offset: x [rows, in] and weight [out, offsets, in] to [rows_out, out]."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.new_zeros(rows_out, len(weight), dtype=wide) if own is None else (x @ weight[:, own].t()).to(wide)
-    here_all, there_all = x.new_empty(max(counts), x.shape[1]), x.new_empty(max(counts), len(weight))
-    for offset, source, target in _chunks(inputs, outputs, counts, own):
-        here, there = here_all[: len(source)], there_all[: len(source)]
+    for offset, source, target, here, there in _chunks(x, len(weight), inputs, outputs, counts, own):
         torch.index_select(x, 0, source, out=here)
         torch.mm(here, weight[:, offset].t(), out=there)
         y.index_add_(0, target, there.to(wide))
@@ -154,9 +152,7 @@ def _pairwise_backward(
     else:
         grad_x = (grad @ weight[:, own]).to(wide)
         grad_weight[:, own] = grad.t() @ x
-    here_all, there_all = x.new_empty(max(counts), x.shape[1]), x.new_empty(max(counts), len(weight))
-    for offset, source, target in _chunks(inputs, outputs, counts, own):
-        here, there = here_all[: len(source)], there_all[: len(source)]
+    for offset, source, target, here, there in _chunks(x, len(weight), inputs, outputs, counts, own):
         torch.index_select(x, 0, source, out=here)
         torch.index_select(grad, 0, target, out=there)
         torch.mm(there.t(), here, out=grad_weight[:, offset])
@@ -190,9 +186,10 @@ _pairwise.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _chunks(
-    inputs: Tensor, outputs: Tensor, counts: Sequence[int], own: int | None
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The pairs of each offset."""
+    x: Tensor, width: int, inputs: Tensor, outputs: Tensor, counts: Sequence[int], own: int | None
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
+    """The pairs of each offset, with memory for the rows of `x` and for those of `width` values that they go to."""
+    here, there = x.new_empty(max(counts), x.shape[1]), x.new_empty(max(counts), width)
     for offset, pair in enumerate(zip(inputs.split(list(counts)), outputs.split(list(counts)), strict=True)):
         if offset != own:
-            yield offset, *pair
+            yield offset, *pair, here[: counts[offset]], there[: counts[offset]]

@@ -15,15 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.pointcloud.geometry.voxels import (
-    VoxelGrid,
-    Voxels,
-    low_units,
-    neighbours,
-    run_starts,
-    segment_mean,
-    segment_sum,
-)
+from unmask.core.nn.ragged import run_offsets, segment_mean, segment_sum, unravel
+from unmask.pointcloud.geometry.voxels import VoxelGrid, Voxels, low_units, neighbours
 
 _BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 _LEVEL = 1e-3  # radians: a component below this does not decide a normal's sign
@@ -61,25 +54,18 @@ class GeometryTargets:
 
 @dataclass(frozen=True)
 class _Centroids:
-    """The centres of mass of one level's occupied cells, ordered by pillar and slot.
-
-    Args:
-        pillar: the pillar of each cell.
-        slot: its index in the pillar.
-        count: points inside.
-        position: centre of mass z, y, x, from the pillar's lower corner and in finest cells.
-    """
+    """The centres of mass of one level's occupied cells, ordered by pillar and slot."""
 
     pillar: Int[Tensor, "cells"]
-    slot: Int[Tensor, "cells"]
-    count: Float[Tensor, "cells"]
-    position: Float[Tensor, "cells 3"]
+    slot: Int[Tensor, "cells"]  # index in the pillar
+    count: Float[Tensor, "cells"]  # points inside
+    position: Float[Tensor, "cells 3"]  # z, y, x from the pillar's lower corner, in finest cells
 
     def merged(self, slot: Int[Tensor, "cells"], slots: int) -> _Centroids:
         """The centres of mass of larger cells: `slot` is that of each cell, of `slots` per pillar."""
         key, by_key = torch.sort(self.pillar * slots + slot, stable=True)
         weighted = torch.cat([self.position * self.count[:, None], self.count[:, None]], dim=1)
-        starts = run_starts(key)
+        starts = run_offsets(key)
         sums = segment_sum(weighted.index_select(0, by_key), starts)
         pillar = key[starts[:-1]] // slots
         return _Centroids(pillar, key[starts[:-1]] - pillar * slots, sums[:, 3], sums[:, :3] / sums[:, 3:])
@@ -125,15 +111,8 @@ def geometry_targets(
 def _low(points: Tensor, voxels: Voxels, grid: VoxelGrid) -> _Centroids:
     """The centres of mass of the finest cells."""
     inside = torch.stack([u.frac() for u in low_units(points[:, :3].index_select(0, voxels.order), grid)], dim=1)
-    position = segment_mean(inside, voxels.low_starts) + _cells(voxels.low_slot, grid.low)
+    position = segment_mean(inside, voxels.low_starts) + unravel(voxels.low_slot, grid.low[1:])
     return _Centroids(voxels.low_pillar, voxels.low_slot, voxels.low_starts.diff().double(), position)
-
-
-def _cells(slots: Int[Tensor, "n"], counts: tuple[int, int, int]) -> Float[Tensor, "n 3"]:
-    """Cells z, y, x of slots ``(z * counts_y + y) * counts_x + x``."""
-    _, ny, nx = counts
-    lines = slots // nx
-    return torch.stack([lines // ny, lines % ny, slots % nx], dim=1).double()
 
 
 def _table(
@@ -145,17 +124,12 @@ def _table(
 ) -> tuple[Float[Tensor, "rows slots 3"], Bool[Tensor, "rows slots"]]:
     """Centres of mass from the corner of their own cell and in units of it, and which cells have one.
 
-    Args:
-        centroids: of one level.
-        counts: cells of that level per pillar.
-        low: finest cells per pillar.
-        row: the row of each pillar in the result, `rows` for those without one.
-        rows: pillars in the result. The others share one more row, which is cut off: to leave their cells out, the host
-            would have to wait for the number of the rest.
+    A level has `counts` cells per pillar, the finest has `low`. `row` is each pillar's row in the result; those without
+    one share the row `rows`, which is cut off: to leave their cells out, the host would have to wait for their number.
     """
     slots = counts[0] * counts[1] * counts[2]
     per = [fine / own for fine, own in zip(low, counts, strict=True)]
-    inside = centroids.position / _constant(per, centroids.position) - _cells(centroids.slot, counts)
+    inside = centroids.position / _constant(per, centroids.position) - unravel(centroids.slot, counts[1:])
     at = row[centroids.pillar] * slots + centroids.slot
     table = inside.new_zeros((rows + 1) * slots, 3, dtype=torch.float32)
     table[at] = inside.float().clamp_(0, _BELOW_ONE)
@@ -235,10 +209,8 @@ def symmetric_eig3(s: Float[Tensor, "n 3 3"]) -> tuple[Float[Tensor, "n 3"], Flo
     values = torch.where(largest_apart, torch.stack([apart, *plane]), torch.stack([*plane, apart]))
     vectors = torch.where(largest_apart, torch.stack([v, *within]), torch.stack([*within, v]))
     identity = torch.eye(3, dtype=v.dtype, device=v.device)
-    return (
-        ((values * scale + mean) * largest).T,
-        torch.where(flat[:, None, None], identity, vectors.permute(2, 1, 0)),
-    )
+    vectors = torch.where(flat[:, None, None], identity, vectors.permute(2, 1, 0))
+    return ((values * scale + mean) * largest).T, vectors
 
 
 def _null_vector(diagonal: Float[Tensor, "3 n"], off: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
-from unmask.pointcloud.data.batches import rows_of, take_ragged
+from unmask.core.nn.ragged import rows_of, run_offsets, take_ragged, unravel
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,10 @@ def voxelise(points: Float[Tensor, "total channels"], offsets: Int[Tensor, "batc
     sample = rows_of(offsets, len(points))
     key = key.index_select(0, rows).long() + sample.index_select(0, rows) * (per_sample * grid.num_low)
     key, by_key = torch.sort(key, stable=True)
-    low_starts = run_starts(key)
+    low_starts = run_offsets(key)
     cell_key = key[low_starts[:-1]]
     pillar_key = cell_key // grid.num_low
-    first_cells = run_starts(pillar_key)
+    first_cells = run_offsets(pillar_key)
     pillars = pillar_key[first_cells[:-1]]
     low_pillar, low_slot = rows_of(first_cells, len(cell_key)), cell_key - pillar_key * grid.num_low
     cell = rows_of(low_starts, len(key))
@@ -187,7 +187,7 @@ def voxelise(points: Float[Tensor, "total channels"], offsets: Int[Tensor, "batc
         order=rows.index_select(0, by_key),
         pillar_of=low_pillar.index_select(0, cell),
         slot_of=low_slot.index_select(0, cell),
-        pillars=_unravel(pillars, grid.shape),
+        pillars=unravel(pillars, grid.shape),
         offsets=torch.searchsorted(pillars, torch.arange(len(offsets), device=points.device) * per_sample),
         pillar_starts=low_starts[first_cells],
         low_pillar=low_pillar,
@@ -213,19 +213,6 @@ def _keys(
     return (pillar_y * columns + pillar_x) * grid.num_low + slot, inside
 
 
-def run_starts(ascending: Int[Tensor, "n"]) -> Int[Tensor, "runs_plus_1"]:
-    """Where each run of equal values starts, and the length of it all."""
-    change = torch.ones(len(ascending) + 1, dtype=torch.bool, device=ascending.device)
-    torch.ne(ascending[1:], ascending[:-1], out=change[1:-1])
-    return change.nonzero()[:, 0]
-
-
-def _unravel(keys: Int[Tensor, "n"], shape: tuple[int, int]) -> Int[Tensor, "n 3"]:
-    """Sample, y, x of keys ``(sample * rows + y) * columns + x``."""
-    lines = keys // shape[1]
-    return torch.stack([lines // shape[0], lines % shape[0], keys % shape[1]], dim=1)
-
-
 def neighbours(pillars: Int[Tensor, "pillars 3"], shape: tuple[int, int]) -> Int[Tensor, "pillars 9"]:
     """The rows of each pillar's 3 x 3 neighbours, row-major over dy and dx in -1, 0, 1, itself in the middle.
 
@@ -244,28 +231,3 @@ def neighbours(pillars: Int[Tensor, "pillars 3"], shape: tuple[int, int]) -> Int
     wanted = key[:, None] + (step[:, None] * width + step).flatten()
     at = torch.searchsorted(ascending, wanted).clamp_(max=len(key) - 1)
     return torch.where(ascending[at] == wanted, row[at], -1)
-
-
-def segment_mean(x: Float[Tensor, "kept d"], starts: Int[Tensor, "segments_plus_1"]) -> Float[Tensor, "segments d"]:
-    """Mean of the rows of each segment, 0 for an empty one; `starts` ends with ``len(x)``, which is not checked."""
-    return _reduced(x, "mean", starts)
-
-
-def segment_sum(x: Float[Tensor, "kept d"], starts: Int[Tensor, "segments_plus_1"]) -> Float[Tensor, "segments d"]:
-    """Sum of the rows of each segment, 0 for an empty one; `starts` ends with ``len(x)``, which is not checked."""
-    return _reduced(x, "sum", starts)
-
-
-def segment_max(x: Float[Tensor, "kept d"], starts: Int[Tensor, "segments_plus_1"]) -> Float[Tensor, "segments d"]:
-    """Largest value of each segment and column, 0 for an empty one; equal ones share the gradient.
-
-    `starts` ends with ``len(x)``, which is not checked.
-    """
-    return _reduced(x, "max", starts)
-
-
-def _reduced(x: Tensor, how: str, starts: Tensor) -> Tensor:
-    # Deterministic on every device, forward and backward, which scatter_reduce is not. `unsafe` skips a check that
-    # would make the host wait.
-    reduced = torch.segment_reduce(x, how, offsets=starts, axis=0, unsafe=True)
-    return reduced.masked_fill((starts.diff() == 0)[:, None], 0)

@@ -66,9 +66,7 @@ class CloudEncoder(nn.Module):
         points, _ = prepare(cloud, self.settings, name)
         sample_id = stable_id(name)
         rows = subset(points, self.settings, Key.of(0, torch.tensor([sample_id])))
-        if rows is not None:
-            points = points[rows]
-        return Sample(torch.from_numpy(points), sample_id)
+        return Sample(torch.from_numpy(points[rows]), sample_id)
 
     def _of_array(self, array: np.ndarray, name: str) -> Cloud:
         expected = self.settings.channels

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from unmask.core import registry
 from unmask.core.interop.export import Exported
-from unmask.core.interop.model_card import lines, model_card, public
+from unmask.core.interop.model_card import lines, model_card, origin, public, with_unmask
 from unmask.core.interop.weights import State, shape
 from unmask.core.training.checkpoint import LoadedRun
 from unmask.pointcloud.data.readers import WIDTHS
@@ -27,16 +26,14 @@ _CHANNELS = {
 
 def cloud_card(exported: Exported, to: str, state: State) -> str:
     """The model card of an export to ``unmask`` or ``sst``; documents every name of the weights `state`."""
-    card = registry.card(exported.run.recipe.method)
     what = "The whole model (encoder, decoders and heads)" if to == "unmask" else "The encoder, for SST's detectors,"
     sections = {
-        "What this is": f"{what} of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without labels by "
-        "hiding pillars of every cloud and predicting their geometry. It gives one vector for every pillar that holds "
-        "points.",
+        "What this is": f"{what} {origin(exported)} Pre-trained without labels by hiding pillars of every cloud and "
+        "predicting their geometry. It gives one vector for every pillar that holds points.",
         "Intended use": "Features for probes of clouds and points, and a start for fine-tuning, on clouds like those "
         "that it was trained on: of the same sensor, or the same kind of scan. It classifies and detects nothing by "
         "itself. Measure it on your own data before you rely on it.",
-        "How to load it": _LOADING[to],
+        "How to load it": with_unmask(exported, "scan.ply") + _LOADING[to],
         "Input": _input(exported.run),
         "Keys": _KEYS[to] + "\n\n" + _keys(state),
     }
@@ -44,19 +41,12 @@ def cloud_card(exported: Exported, to: str, state: State) -> str:
 
 
 _LOADING = {
-    "unmask": """With unmask (PATH is this directory, or its id on the hub):
+    "unmask": """ Decoders and heads are there.
 
-```python
-import unmask.pointcloud
+`rows, vectors = features.per_point()` gives the vector of its pillar for every point inside the range.""",
+    "sst": """ Decoders and heads are not.
 
-encoder = unmask.pointcloud.load("PATH")
-features = encoder(encoder.preprocess(["scan.ply", "sweep.bin"]))
-features.pooled                           # [clouds, dim]: the mean over pillars
-rows, vectors = features.per_point()      # the vector of its pillar for every point inside the range
-```
-
-To go on pre-training: `unmask train METHOD --init PATH --out RUN`; decoders and heads are there.""",
-    "sst": """In a detector on the SST code base (github.com/tusen-ai/SST), build voxel encoder and backbone from
+In a detector on the SST code base (github.com/tusen-ai/SST), build voxel encoder and backbone from
 `detector` in `config.json`, then (PATH is this directory):
 
 ```python
@@ -67,7 +57,7 @@ assert not unexpected  # and of `missing` only the neck, the heads and layers be
 ```
 
 The names of keys and settings are SST's as we know them; they were not checked against the code. The check above finds
-a difference in names. With unmask: `unmask.pointcloud.load("PATH")` gives the same features as the run.""",
+a difference in names. unmask gives the same features as of the run.""",
 }
 _KEYS = {
     "unmask": "Names in `model.safetensors`. Layers `encoder.layers.{i}` alternate between windows aligned to the grid "

@@ -1,27 +1,25 @@
 """Trained weights from elsewhere: a run, an exported directory, an encoder by the names of SST's detectors.
 
-`load` gives an encoder to use, and `load_initial_weights` starts a new run from any of them (the recipe's key
-``init``), decoders and heads included where they are there.
+`unmask.pointcloud.load` gives an encoder to use, and `load_initial_weights` starts a new run from any of them (the
+recipe's key ``init``), decoders and heads included where they are there.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.finetune import load_tuned
 from unmask.core.interop.directories import directory, is_run, read_config
-from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned
-from unmask.core.interop.weights import State, check_fit, read_state
+from unmask.core.interop.pretrained import check_domain_of
+from unmask.core.interop.weights import State, check_fit, check_initial, read_state
 from unmask.core.method import encoder_of
 from unmask.core.training.build import make_method
-from unmask.core.training.checkpoint import weights_of
+from unmask.core.training.checkpoint import LoadedRun, weights_of
 from unmask.core.training.recipe import Recipe, flatten, make_recipe, read_yaml
 from unmask.pointcloud.interop import convert
 from unmask.pointcloud.interop.model import CloudEncoder
@@ -35,7 +33,7 @@ _NO_MATTER = ("mask_ratio", "normal_loss", "convolutions.backend")
 
 @dataclass(frozen=True)
 class Weights:
-    """What a place holds, by our names.
+    """What a file or a directory holds, by our names.
 
     Args:
         state: the weights.
@@ -48,38 +46,32 @@ class Weights:
     whole: bool
 
 
-def load(path: str | Path, device: str = "cpu") -> CloudEncoder | FineTunedEncoder:
-    """A trained encoder, in eval mode.
+def as_encoder(run: LoadedRun) -> CloudEncoder:
+    """The encoder of a method, with the preparation of its input.
 
     ``encoder.preprocess(clouds)`` makes a `PointBatch` of file names or arrays, and ``encoder(batch)`` gives
     `PillarFeatures`: ``tokens``, ``valid``, ``pooled`` (the mean over pillars), ``voxels`` and ``per_point()``.
-    Of a fine-tuned directory it is a `FineTunedEncoder`: ``encoder.logits(batch)`` scores ``encoder.classes``, too.
+    """
+    parts: Any = encoder_of(run.method)
+    return CloudEncoder(parts.pillar_encoder, parts.encoder, run.recipe.data)
 
-    Args:
-        path: a run directory, what ``unmask finetune`` wrote, a directory made by ``unmask export``, or the id of one
-            on the Hugging Face hub.
-        device: where to put it.
+
+def open_directory(path: str | Path) -> CloudEncoder:
+    """`as_encoder` of a directory made by ``unmask export``, or of the id of one on the Hugging Face hub.
 
     Raises:
         UnmaskError: nothing of the kind is there.
     """
-    if is_fine_tuned(path):
-        tuned = load_tuned(path, device)
-        parts: Any = encoder_of(tuned.method)
-        encoder = CloudEncoder(parts.pillar_encoder, parts.encoder, tuned.recipe.data).to(device).eval()
-        return FineTunedEncoder(tuned.method, encoder, encoder.preprocess)
-    found = read_weights(path)
-    if found.recipe is None:
+    weights = read_weights(path)
+    if weights.recipe is None:
         raise UnmaskError(
             f"{path}: weights alone do not say how the model is shaped; give the directory of the run or export"
         )
-    recipe = found.recipe
-    method: Any = make_method(recipe)
-    encoder = CloudEncoder(method.pillar_encoder, method.encoder, recipe.data)
-    given = {name: tensor for name, tensor in found.state.items() if convert.is_encoder(name)}
+    encoder = as_encoder(LoadedRun(make_method(weights.recipe), weights.recipe, 0))
+    given = {name: tensor for name, tensor in weights.state.items() if convert.is_encoder(name)}
     check_fit(given, encoder.state_dict(), f"{path}: damaged: these are not the weights that it describes")
     encoder.load_state_dict(given)
-    return encoder.to(device).eval()
+    return encoder
 
 
 def load_initial_weights(method: nn.Module, path: str | Path) -> None:
@@ -90,46 +82,41 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
 
     Args:
         method: what the recipe's ``build`` returned; changed in place.
-        path: as for `load`, or a ``.safetensors`` or ``.pth`` file with our names or SST's.
+        path: a run directory, as for `open_directory`, or a ``.safetensors`` or ``.pth`` file with our names or SST's.
 
     Raises:
         UnmaskError: the weights are those of another model; the message names what differs.
     """
-    found, wanted = read_weights(path), method.state_dict()
-    differing = [] if found.recipe is None else _settings_that_differ(found.recipe, method)
+    weights, wanted = read_weights(path), method.state_dict()
+    differing = [] if weights.recipe is None else _settings_that_differ(weights.recipe, method)
     hint = f" Settings that differ: {'; '.join(differing)}." if differing else ""
-    expected = wanted if found.whole else {n: t for n, t in wanted.items() if convert.is_encoder(n)}
-    check_fit(
-        found.state,
-        expected,
-        f"{path}: these weights are of another model",
-        f"{hint} Give weights trained with the same `model` settings and channels, or change the settings to theirs.",
-    )
-    names = _UNSEEN + (_UNSEEN_WHOLE if found.whole else ())
+    expected = wanted if weights.whole else {n: t for n, t in wanted.items() if convert.is_encoder(n)}
+    check_initial(weights.state, expected, path, "`model` settings and channels", hint=hint)
+    names = _UNSEEN + (_UNSEEN_WHOLE if weights.whole else ())
     unseen = [text for text in differing if text.startswith(tuple(f"model.{name} " for name in names))]
     if unseen:
         raise UnmaskError(
             f"{path}: these weights fit, but mean something else: {'; '.join(unseen)}. Set what they had."
         )
-    method.load_state_dict({**wanted, **found.state})
-    if not found.whole:
+    method.load_state_dict({**wanted, **weights.state})
+    if not weights.whole:
         print(f"{path}: the encoder is loaded; decoders and heads start at random values", file=sys.stderr)
-    _say_pillar(found.recipe, method, path)
+    _say_pillar(weights.recipe, method, path)
 
 
 def _settings_that_differ(recipe: Recipe, method: Any) -> list[str]:
     """Settings of the shape that are not the method's, in words."""
     theirs, ours = flatten(asdict(recipe.model)), flatten(asdict(method.settings))
     names = [name for name in dict.fromkeys([*theirs, *ours]) if not name.startswith(_NO_MATTER)]
-    found = [
+    differing = [
         f"model.{name} is {theirs.get(name)} there and {ours.get(name)} here"
         for name in names
         if _differ(name, theirs.get(name), ours.get(name))
     ]
     channels = method.pillar_encoder.layers[0].linear.in_features - 6
     if recipe.data.channels != channels:
-        found.append(f"points have {recipe.data.channels} channels there and {channels} here (data.features)")
-    return found
+        differing.append(f"points have {recipe.data.channels} channels there and {channels} here (data.features)")
+    return differing
 
 
 def _differ(name: str, theirs: Any, ours: Any) -> bool:
@@ -149,52 +136,36 @@ def _say_pillar(recipe: Recipe | None, method: Any, path: str | Path) -> None:
 
 def read_weights(path: str | Path) -> Weights:
     """The weights, and how the model is shaped, of whatever `path` is; see `load_initial_weights`."""
-    place = Path(path)
-    if is_run(place):
-        return _of_run(place)
-    if place.is_file():
-        return _of_file(place)
+    if is_run(path):
+        file = Path(path) / "recipe.yaml"
+        recipe = _recipe(read_yaml(file), file)
+        return Weights(dict(weights_of(Path(path))[0]), recipe, whole=True)
+    if Path(path).is_file():
+        return _of_file(read_state(Path(path)))
     return _of_export(directory(path, _FILES))
 
 
-def _of_run(place: Path) -> Weights:
-    path = place / "recipe.yaml"
-    recipe = make_recipe(read_yaml(path), source=str(path), try_build=False)
-    _check_domain(recipe, place)
-    return Weights(dict(weights_of(place)[0]), recipe, whole=True)
-
-
-def _check_domain(recipe: Recipe, place: Path) -> None:
-    if not recipe.method.startswith("pointcloud/"):
-        raise UnmaskError(f"{place}: a run of {recipe.method} has no encoder of point clouds")
-
-
-def _of_file(place: Path) -> Weights:
-    state = read_state(place)
-    if any(name.startswith("voxel_encoder.") for name in state):
-        return Weights(_from_sst(state, place), None, whole=False)
-    whole = not all(convert.is_encoder(name) for name in state)
-    return Weights(state, None, whole)
-
-
-def _of_export(place: Path) -> Weights:
+def _of_export(folder: Path) -> Weights:
     """A directory that `unmask.pointcloud.interop.export` made."""
-    config = read_config(place / "config.json")
+    config = read_config(folder / "config.json")
     if config.get("format") not in FORMATS:
         raise UnmaskError(
-            f"{place / 'config.json'}: not an exported encoder of point clouds; make one with: unmask export RUN"
+            f"{folder / 'config.json'}: not an exported encoder of point clouds; make one with: unmask export RUN"
         )
     raw = {name: config.get(name) for name in ("method", "model", "data")}
-    recipe = make_recipe(raw, source=str(place / "config.json"), try_build=False)
-    _check_domain(recipe, place)
-    state = read_state(place / "model.safetensors")
-    if config["format"] == "sst":
-        return Weights(_from_sst(state, place), recipe, whole=False)
-    return Weights(state, recipe, whole=True)
+    recipe, state = _recipe(raw, folder / "config.json"), read_state(folder / "model.safetensors")
+    whole = config["format"] == "unmask"
+    return Weights(state if whole else convert.from_sst(state), recipe, whole)
 
 
-def _from_sst(state: Mapping[str, Tensor], place: Path) -> State:
-    try:
-        return convert.from_sst(state)
-    except ValueError as error:
-        raise UnmaskError(f"{place}: {error}") from None
+def _recipe(raw: dict[str, Any], path: Path) -> Recipe:
+    recipe = make_recipe(raw, source=str(path), try_build=False)
+    check_domain_of(recipe.method, "pointcloud", path)
+    return recipe
+
+
+def _of_file(state: State) -> Weights:
+    """By our names or SST's, whole or an encoder alone."""
+    if any(name.startswith("voxel_encoder.") for name in state):
+        return Weights(convert.from_sst(state), None, whole=False)
+    return Weights(state, None, whole=not all(convert.is_encoder(name) for name in state))

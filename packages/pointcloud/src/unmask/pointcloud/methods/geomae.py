@@ -30,7 +30,7 @@ statistics of its start, which `evaluate` renews and `encode` does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -232,9 +232,11 @@ class GeoMAE(nn.Module):
         cells = {"low": 3 * low, "med": 3 * med, "top": 3, "low_occupancy": 2 * low, "med_occupancy": 2 * med}
         surface = {"normal": 3, "curvature": 3}
         weights = vars(self.settings.weights)
-        chosen = ({name: n for name, n in part.items() if weights[name] > 0} for part in (cells, surface))
-        of_cells, of_surface = chosen
-        return of_cells, of_surface
+
+        def weighted(part: dict[str, int]) -> dict[str, int]:
+            return {name: n for name, n in part.items() if weights[name] > 0}
+
+        return weighted(cells), weighted(surface)
 
     def draw(self, batch: PointBatch, clock: Clock, key: Key) -> GeoMAEPlan:
         """Cut the clouds into pillars and choose which are hidden. Costs host syncs for the numbers of both."""
@@ -256,13 +258,12 @@ class GeoMAE(nn.Module):
         whole = (self.cell_decoder or self.surface_decoder).partition(voxels.pillars, self.grid.shape)  # type: ignore[union-attr]
         return GeoMAEPlan(mask, voxels, visible=rows[1], hidden=rows[0], seen=seen, whole=whole)
 
-    def answers(self, batch: PointBatch, plan: GeoMAEPlan) -> Prediction:
+    def predictions(self, batch: PointBatch, plan: GeoMAEPlan) -> Prediction:
         """Encode the visible pillars, decode all, and predict the hidden ones."""
         tokens = self.pillar_encoder(batch.points, plan.voxels)  # [pillars, dim]
         latent = self.encoder(tokens[plan.visible], plan.seen)  # [visible, dim]
-        x = (
-            self.mask_token.to(latent.dtype).expand(len(tokens), -1).index_copy(0, plan.visible, latent)
-        )  # [pillars, dim]
+        masked = self.mask_token.to(latent.dtype).expand(len(tokens), -1)  # [pillars, dim]
+        x = masked.index_copy(0, plan.visible, latent)  # [pillars, dim]
 
         outputs: dict[str, Tensor] = {}
         for decoder, names in zip((self.cell_decoder, self.surface_decoder), self._outputs(), strict=True):
@@ -276,7 +277,7 @@ class GeoMAE(nn.Module):
 
     def predict(self, batch: PointBatch, plan: GeoMAEPlan) -> Float[Tensor, "hidden values"]:
         """All outputs for the hidden pillars, concatenated in the order of `Prediction`."""
-        outputs = vars(self.answers(batch, plan)).values()
+        outputs = vars(self.predictions(batch, plan)).values()
         return torch.cat([x.flatten(1) for x in outputs if x is not None], dim=1)  # [hidden, values]
 
     def target(self, batch: PointBatch, plan: GeoMAEPlan) -> GeometryTargets:
@@ -288,45 +289,34 @@ class GeoMAE(nn.Module):
 
         Centroids in cells that hold no points do not count; occupancy counts in all cells.
         """
-        predicted, target, weight = self.answers(batch, plan), self.target(batch, plan), self.settings.weights
+        predicted, targets = self.predictions(batch, plan), self.target(batch, plan)
+        normal_loss = l2 if self.settings.normal_loss == "plain" else unsigned_l2
+        scored: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor | None]] = {  # how, against what, where it counts
+            "low": (l2, targets.low, targets.low_occupied),  # of [hidden, low]
+            "med": (l2, targets.med, targets.med_occupied),  # of [hidden, med]
+            "top": (l2, targets.top, None),  # of [hidden]
+            "low_occupancy": (occupancy_loss, targets.low_occupied, None),  # of [hidden, low]
+            "med_occupancy": (occupancy_loss, targets.med_occupied, None),  # of [hidden, med]
+            "normal": (normal_loss, targets.normal, None),  # of [hidden]
+            "curvature": (l2, targets.curvature, None),  # of [hidden]
+        }
+        weights = vars(self.settings.weights)
         terms = {}
-        if predicted.low is not None:
-            terms["low"] = mean_term(l2(predicted.low, target.low), target.low_occupied, weight.low)  # of [hidden, low]
-        if predicted.med is not None:
-            terms["med"] = mean_term(l2(predicted.med, target.med), target.med_occupied, weight.med)  # of [hidden, med]
-        if predicted.top is not None:
-            terms["top"] = mean_term(l2(predicted.top, target.top), weight=weight.top)  # of [hidden]
-        if predicted.low_occupancy is not None:
-            values = occupancy_loss(predicted.low_occupancy, target.low_occupied)  # [hidden, low]
-            terms["low_occupancy"] = mean_term(values, weight=weight.low_occupancy)
-        if predicted.med_occupancy is not None:
-            values = occupancy_loss(predicted.med_occupancy, target.med_occupied)  # [hidden, med]
-            terms["med_occupancy"] = mean_term(values, weight=weight.med_occupancy)
-        if predicted.normal is not None:
-            loss = l2 if self.settings.normal_loss == "plain" else unsigned_l2
-            terms["normal"] = mean_term(loss(predicted.normal, target.normal), weight=weight.normal)  # of [hidden]
-        if predicted.curvature is not None:
-            values = l2(predicted.curvature, target.curvature)  # [hidden]
-            terms["curvature"] = mean_term(values, weight=weight.curvature)
+        for name, (loss, target, where) in scored.items():
+            if name in self.heads:
+                terms[name] = mean_term(loss(getattr(predicted, name), target), where, weights[name])
         return Output(terms)
 
     def counts(self, batch: PointBatch, plan: GeoMAEPlan) -> dict[str, Tensor | float]:
         """Each term's count without a forward pass (which would move BatchNorm's statistics)."""
-        voxels, hidden, (low, med) = plan.voxels, float(len(plan.hidden)), (self.grid.num_low, self.grid.num_med)
+        voxels, hidden, med = plan.voxels, float(len(plan.hidden)), self.grid.num_med
         is_hidden = plan.visible.new_zeros(len(voxels.pillars), dtype=torch.bool).index_fill_(0, plan.hidden, True)
         in_low = is_hidden[voxels.low_pillar]
         in_med = in_low.new_zeros(len(is_hidden) * med)
         in_med[voxels.low_pillar * med + self.grid.med_slot(voxels.low_slot)] = in_low  # equal within a pillar
-        counts: dict[str, Tensor | float] = {
-            "low": in_low.sum(),
-            "med": in_med.sum(),
-            "top": hidden,
-            "low_occupancy": hidden * low,
-            "med_occupancy": hidden * med,
-            "normal": hidden,
-            "curvature": hidden,
-        }
-        return {name: count for name, count in counts.items() if name in self.heads}
+        counts: dict[str, Tensor | float] = {"low": in_low.sum(), "med": in_med.sum()}
+        counts |= {"low_occupancy": hidden * self.grid.num_low, "med_occupancy": hidden * med}
+        return {name: counts.get(name, hidden) for name in self.heads}
 
     def norms_over_all(self) -> set[str]:
         """The pillar encoder's BatchNorms: in training their statistics are those of hidden points too, as released."""
@@ -353,7 +343,7 @@ class GeoMAE(nn.Module):
         cells = torch.bincount(plan.voxels.low_pillar, minlength=len(plan.voxels.pillars))
         share = cells / self.grid.num_low
         shown = {"input": share, "masked": share.index_fill(0, plan.hidden, 0.0)}
-        logits = self.answers(batch, plan).low_occupancy
+        logits = self.predictions(batch, plan).low_occupancy
         if logits is not None:
             expected = logits[..., 1].sigmoid().mean(1)
             shown["reconstruction"] = share.index_copy(0, plan.hidden, expected)

@@ -1,8 +1,7 @@
-"""Clouds as pictures: what was there, what the model saw, and what it answers where it saw nothing.
+"""Clouds as pictures: the points, what the encoder sees, and what the model predicts where it sees nothing.
 
-Everything is drawn in two dimensions by matplotlib's Agg: what is there is projected in parallel, sorted by depth and
-put down as dots and polygons, so that a picture needs no display and comes out the same everywhere. True and predicted
-share view, limits and colours.
+Points are projected in parallel, sorted by depth and drawn as dots and polygons by matplotlib's Agg, which needs no
+display and draws the same everywhere. True and predicted share view, limits and colours.
 """
 
 from __future__ import annotations
@@ -14,6 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.offsetbox import AnchoredOffsetbox, DrawingArea, HPacker, TextArea
+from matplotlib.patches import Rectangle
+from PIL import Image
 
 from unmask.pointcloud.report.scene import (
     Limits,
@@ -32,8 +40,8 @@ from unmask.pointcloud.report.scene import (
 LEAST_CURVED = 0.1  # end of the curvature's colours, so that a flat scene does not show its noise
 DPI = 150
 _INK, _FAINT, _HIDDEN = "#16202c", "#c3c9d1", "#aab4c2"
-# Facing along x, along y and up: Okabe and Ito's vermilion and blue, and a pale green, so that the ground stays
-# in the background; people with any colour vision tell them apart.
+# Facing along x, along y and up: Okabe and Ito's vermilion and blue, which any colour vision tells apart, and a pale
+# green, so that the ground stays in the background.
 DIRECTIONS = np.array([[0.835, 0.369, 0.0], [0.0, 0.447, 0.698], [0.62, 0.78, 0.72]])
 _LIT = np.array([0.8, 0.9, 1.0])[:, None]  # light comes from above
 
@@ -47,9 +55,7 @@ def normal_colours(normals: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"
     return (squares / np.maximum(squares.sum(1, keepdims=True), 1e-12)) @ DIRECTIONS
 
 
-# ---- panels --------------------------------------------------------------------------------------------------------
-
-Colours = Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n 4"]]
+# ---- the figure ----------------------------------------------------------------------------------------------------
 
 
 class Scale(NamedTuple):
@@ -57,7 +63,7 @@ class Scale(NamedTuple):
 
     low: float
     high: float
-    colours: Colours
+    colours: Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n 4"]]
 
 
 class _Canvas(NamedTuple):
@@ -76,14 +82,11 @@ class _Canvas(NamedTuple):
         return self.scene.pillar[0] > (self.limits[1] - self.limits[0]) / 50
 
 
-Panel = Callable[[Any, _Canvas], None]
-
-
 class _Pair(NamedTuple):
     """Two panels side by side, which one key below explains."""
 
     titles: tuple[str, str]
-    panels: tuple[Panel, Panel]
+    panels: tuple[Callable[[Any, _Canvas], None], Callable[[Any, _Canvas], None]]
     key: Callable[[_Canvas], list[Any]]
 
 
@@ -104,16 +107,16 @@ def draw(scene: Scene, unit: str = "m", view: View | None = None) -> bytes:
     ratio = min(1.25, max(0.45, (limits[3] - limits[2]) / (limits[1] - limits[0])))
     scales = height_scale(part), curvature_scale(part)
     first = _Canvas(scene, view, *scales, fit(whole, ratio), _marker_size(len(scene.points)))
-    others = _Canvas(part, view, *scales, fit(limits, ratio), _marker_size(len(part.points)))
+    zoomed = _Canvas(part, view, *scales, fit(limits, ratio), _marker_size(len(part.points)))
     pairs = _pairs(part, unit)
     figure, axes, keys = _grid(len(pairs), ratio)
     for i, pair in enumerate(pairs):
         for j, (title, panel) in enumerate(zip(pair.titles, pair.panels, strict=True)):
-            axis, canvas = axes[2 * i + j], others if i + j else first
+            axis, canvas = axes[2 * i + j], zoomed if i + j else first
             axis.set(xlim=canvas.limits[:2], ylim=canvas.limits[2:])
             _title(axis, title)
             panel(axis, canvas)
-        _key(keys[i], pair.key(others))
+        _key(keys[i], pair.key(zoomed))
     if part is not scene:
         _title(axes[0], "the whole cloud, zoom framed")
         _frame(axes[0], limits)
@@ -122,10 +125,7 @@ def draw(scene: Scene, unit: str = "m", view: View | None = None) -> bytes:
 
 
 def _grid(pairs: int, ratio: float) -> tuple[Any, list[Any], list[Any]]:
-    """A figure with two panels per pair, their height so many times their width, and a place for the key below both."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """A figure with two panels per pair, their height so many times their width, and the key below both."""
     title, key, gap, columns = 0.34, 0.4, 0.1, min(2, pairs)  # inches, but for the last
     width = 2.54 if columns == 2 else 4.0  # whole pixels with the gap: panels of a pair can be equal
     height = width * ratio
@@ -134,7 +134,7 @@ def _grid(pairs: int, ratio: float) -> tuple[Any, list[Any], list[Any]]:
     figure = Figure(figsize=(across, down), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
-    def place(left: float, top: float, size: tuple[float, float]) -> Any:
+    def add(left: float, top: float, size: tuple[float, float]) -> Any:
         axis = figure.add_axes((left / across, 1 - (top + size[1]) / down, size[0] / across, size[1] / down))
         axis.set_axis_off()
         return axis
@@ -142,29 +142,27 @@ def _grid(pairs: int, ratio: float) -> tuple[Any, list[Any], list[Any]]:
     axes, keys = [], []
     for i in range(pairs):
         left, top = i % columns * wide, i // columns * high
-        axes += [place(left + gap / 2 + j * (width + gap), top + title, (width, height)) for j in (0, 1)]
-        keys.append(place(left, top + title + height, (wide, key)))
+        axes += [add(left + gap / 2 + j * (width + gap), top + title, (width, height)) for j in (0, 1)]
+        keys.append(add(left, top + title + height, (wide, key)))
     return figure, axes, keys
 
 
 def _pairs(scene: Scene, unit: str) -> list[_Pair]:
     length = f"height in {unit}" if unit else "height (the cloud has radius 1)"
     titles, panels = ("the whole cloud", "what the encoder sees"), (_all_points, _visible_points)
-    found = [_Pair(titles, panels, lambda canvas: [_bar(length, canvas.height), _swatch("hidden pillar", _HIDDEN)])]
-    for values, what, panel, key in (
-        (scene.centroids, "hidden points", _centroids, partial(_centroids_key, length=length)),
-        (scene.normals, "normals", _normals, _normals_key),
-        (scene.curvature, "curvature", _curvature, _curvature_key),
-    ):
+    pairs = [_Pair(titles, panels, lambda canvas: [_bar(length, canvas.height), _swatch("hidden pillar", _HIDDEN)])]
+    keys: list[Callable[[_Canvas], list[Any]]] = [
+        lambda canvas: [_bar(length, canvas.height), _swatch("visible", _FAINT)],
+        lambda canvas: [_cross(canvas.view), *map(_swatch, ("facing x", "facing y", "facing up"), DIRECTIONS)],
+        lambda canvas: [_bar("share of the smallest axis (0: flat)", canvas.curvature)],
+    ]
+    compared = (scene.centroids, scene.normals, scene.curvature)
+    whats, panel_of = ("hidden points", "normals", "curvature"), (_centroids, _normals, _curvature)
+    for what, values, panel, key in zip(whats, compared, panel_of, keys, strict=True):
         if values is not None:
             both = partial(panel, values=values.true), partial(panel, values=values.predicted)
-            found.append(_Pair((f"{what}: true", f"{what}: predicted"), both, key))
-    return found
-
-
-def _all_points(axis: Any, canvas: _Canvas) -> None:
-    points = canvas.scene.points
-    _scatter(axis, canvas, points, canvas.height.colours(points[:, 2]))
+            pairs.append(_Pair((f"{what}: true", f"{what}: predicted"), both, key))
+    return pairs
 
 
 def _title(axis: Any, words: str) -> None:
@@ -172,62 +170,64 @@ def _title(axis: Any, words: str) -> None:
 
 
 def _frame(axis: Any, limits: Limits) -> None:
-    from matplotlib.patches import Rectangle
-
     left, right, low, high = limits
     axis.add_patch(Rectangle((left, low), right - left, high - low, fill=False, edgecolor=_INK, linewidth=1.1))
 
 
+def _png(rgba: UInt8[np.ndarray, "height width 4"]) -> bytes:
+    """A PNG of 256 colours, a quarter of the size of one with all; rare and flat colours keep theirs."""
+    image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
+    buffer = io.BytesIO()
+    image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+# ---- panels --------------------------------------------------------------------------------------------------------
+
+
+def _all_points(axis: Any, canvas: _Canvas) -> None:
+    _by_height(axis, canvas, canvas.scene.points)
+
+
 def _visible_points(axis: Any, canvas: _Canvas) -> None:
-    points = canvas.scene.points[canvas.scene.pillar_of < 0]
     _pillars(axis, canvas, _HIDDEN, alpha=1.0 if canvas.view.above else 0.6)
-    _scatter(axis, canvas, points, canvas.height.colours(points[:, 2]))
+    _by_height(axis, canvas, canvas.scene.visible)
 
 
 def _centroids(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
-    """Centroids over what is visible, which is faint."""
-    _scatter(axis, canvas, canvas.scene.points[canvas.scene.pillar_of < 0], _FAINT)
-    _scatter(axis, canvas, values, canvas.height.colours(values[:, 2]))
+    """Centroids over the visible points, which are faint."""
+    _scatter(axis, canvas, canvas.scene.visible, _FAINT)
+    _by_height(axis, canvas, values)
     if len(values) == 0:
         _title(axis, axis.get_title() + " (none)")
 
 
-def _centroids_key(canvas: _Canvas, length: str) -> list[Any]:
-    return [_bar(length, canvas.height), _swatch("visible", _FAINT)]
-
-
 def _normals(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
     """A disc in every hidden pillar, at right angles to the normal: either sign gives the same one."""
-    scene = canvas.scene
     if canvas.view.above:
         _pillars(axis, canvas, _HIDDEN, alpha=0.3)
-    _scatter(axis, canvas, scene.points[scene.pillar_of < 0], _FAINT)
-    shown = canvas.view(discs(scene, values, in_the_middle=canvas.view.above))
+    _scatter(axis, canvas, canvas.scene.visible, _FAINT)
+    shown: Any = canvas.view(discs(canvas.scene, values, centred=canvas.view.above))
     order = np.argsort(shown[..., 2].mean(1), kind="stable")
     colours = normal_colours(values)[order]
     # The rim is all that is left of a disc that is seen from its edge.
     rim = 0.6 if canvas.wide_pillars else 0.2
-    _polygons(axis, shown[order, :, :2], facecolors=colours, edgecolors=0.65 * colours, linewidths=rim)
-
-
-def _normals_key(canvas: _Canvas) -> list[Any]:
-    """The axes as they lie in the picture, and what a disc at right angles to each is called."""
-    facing = [_swatch(f"facing {name}", colour) for name, colour in zip(("x", "y", "up"), DIRECTIONS, strict=True)]
-    return [_cross(canvas.view), *facing]
+    rings = PolyCollection(shown[order, :, :2], facecolors=colours, edgecolors=0.65 * colours, linewidths=rim)
+    axis.add_collection(rings)
 
 
 def _curvature(axis: Any, canvas: _Canvas, values: np.ndarray) -> None:
     _pillars(axis, canvas, canvas.curvature.colours(values))
 
 
-def _curvature_key(canvas: _Canvas) -> list[Any]:
-    return [_bar("share of the smallest axis (0: flat)", canvas.curvature)]
+def _by_height(axis: Any, canvas: _Canvas, points: np.ndarray) -> None:
+    _scatter(axis, canvas, points, canvas.height.colours(points[:, 2]))
 
 
-def _scatter(axis: Any, canvas: _Canvas, places: np.ndarray, colours: Any) -> None:
+def _scatter(axis: Any, canvas: _Canvas, points: np.ndarray, colours: Any) -> None:
     """Points with the nearest on top; large ones are set apart by a white rim."""
-    chosen = subset(len(places))
-    shown = canvas.view(places[chosen])
+    chosen = subset(len(points))
+    shown = canvas.view(points[chosen])
     order = np.argsort(shown[:, 2], kind="stable")
     c = colours if isinstance(colours, str) else colours[chosen][order]
     rim = 0.3 if canvas.marker > 6 else 0.0
@@ -235,23 +235,15 @@ def _scatter(axis: Any, canvas: _Canvas, places: np.ndarray, colours: Any) -> No
 
 
 def _pillars(axis: Any, canvas: _Canvas, colours: Any, alpha: float = 1.0) -> None:
-    """Every hidden pillar: its ground from above, from elsewhere a block as high as the points in it."""
-    from matplotlib.colors import to_rgb
-
+    """Every hidden pillar: its ground from above, else a block as high as the points in it."""
     scene = canvas.scene
     rgb = np.broadcast_to(to_rgb(colours) if isinstance(colours, str) else colours[:, :3], (len(scene.corners), 3))
     faces = canvas.view(blocks(scene, canvas.view))[..., :2]
     order = np.argsort(canvas.view(scene.corners * [1, 1, 0])[:, 2], kind="stable")
     lit = (_LIT[-faces.shape[1] :] * rgb[order, None]).reshape(-1, 3)
     edge, line = ("white", 0.4) if canvas.wide_pillars else ("face", 0.2)
-    _polygons(axis, faces[order].reshape(-1, 4, 2), facecolors=lit, alpha=alpha, edgecolors=edge, linewidths=line)
-
-
-def _polygons(axis: Any, corners: Any, **look: Any) -> None:
-    """Polygons, each over those before it."""
-    from matplotlib.collections import PolyCollection
-
-    axis.add_collection(PolyCollection(corners, **look))
+    quads: Any = faces[order].reshape(-1, 4, 2)  # each is drawn over those before it
+    axis.add_collection(PolyCollection(quads, facecolors=lit, alpha=alpha, edgecolors=edge, linewidths=line))
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------
@@ -259,23 +251,16 @@ def _polygons(axis: Any, corners: Any, **look: Any) -> None:
 
 def _key(axis: Any, entries: list[Any]) -> None:
     """What colours mean, in one line."""
-    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker
-
     line = HPacker(children=entries, align="center", pad=0, sep=16)
     axis.add_artist(AnchoredOffsetbox("upper center", child=line, frameon=False, pad=0.2, borderpad=0.2))
 
 
 def _text(words: str) -> Any:
-    from matplotlib.offsetbox import TextArea
-
     return TextArea(words, textprops={"fontsize": 8.5, "color": _INK})
 
 
 def _strip(colours: Any, width: float) -> Any:
     """Colours from left to right, `width` points in all."""
-    from matplotlib.offsetbox import DrawingArea
-    from matplotlib.patches import Rectangle
-
     area, each = DrawingArea(width, 7), width / len(colours)
     for i, colour in enumerate(colours):
         area.add_artist(Rectangle((i * each, 0), each, 7, facecolor=colour, edgecolor=colour, linewidth=0.2))
@@ -283,16 +268,11 @@ def _strip(colours: Any, width: float) -> Any:
 
 
 def _swatch(words: str, colour: Any) -> Any:
-    from matplotlib.offsetbox import HPacker
-
     return HPacker(children=[_strip([colour], 9), _text(words)], align="center", pad=0, sep=4)
 
 
 def _cross(view: View) -> Any:
-    """The axes x, y and z in their `DIRECTIONS`, the one that points at the eye as a dot."""
-    from matplotlib.lines import Line2D
-    from matplotlib.offsetbox import DrawingArea
-
+    """The axes x, y and z in their `DIRECTIONS`, one that points at the eye as a dot."""
     area, middle, reach = DrawingArea(16, 16), 8.0, 7.5
     for (x, y), colour in zip(reach * view(np.eye(3))[:, :2], DIRECTIONS, strict=True):
         look: Any = {"marker": "o", "markersize": 4} if abs(x) + abs(y) < 1 else {"linewidth": 1.8}
@@ -302,14 +282,12 @@ def _cross(view: View) -> Any:
 
 def _bar(words: str, scale: Scale) -> Any:
     """A scale between the values at its ends."""
-    from matplotlib.offsetbox import HPacker
-
     colours = scale.colours(np.linspace(scale.low, scale.high, 12))
     parts = [_text(words + ":"), _text(f"{scale.low:.2g}"), _strip(colours, 70), _text(f"{scale.high:.2g}")]
     return HPacker(children=parts, align="center", pad=0, sep=4)
 
 
-# ---- the figure ----------------------------------------------------------------------------------------------------
+# ---- scales --------------------------------------------------------------------------------------------------------
 
 
 def _marker_size(points: int) -> float:
@@ -325,31 +303,15 @@ def height_scale(scene: Scene) -> Scale:
 
 def curvature_scale(scene: Scene) -> Scale:
     """Colours from 0 to the largest true or predicted value: at least `LEAST_CURVED`, at most 1/3."""
-    found = np.concatenate([*(scene.curvature or []), [LEAST_CURVED]])
-    return _scale(0.0, min(1 / 3, float(found.max())), "magma_r", 0.08, 0.85)
+    values = np.concatenate([*(scene.curvature or []), [LEAST_CURVED]])
+    return _scale(0.0, min(1 / 3, float(values.max())), "magma_r", 0.08, 0.85)
 
 
 def _scale(low: float, high: float, name: str, first: float, last: float) -> Scale:
     """The part of one of matplotlib's colour maps from `first` to `last`, for values from `low` to `high`."""
-    from matplotlib import colormaps
 
     def colours(values: np.ndarray) -> np.ndarray:
         share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
         return np.asarray(colormaps[name](first + (last - first) * share))
 
     return Scale(low, high, colours)
-
-
-def _png(rgba: UInt8[np.ndarray, "height width 4"]) -> bytes:
-    """A PNG of 256 colours, a quarter of the size of one with all; rare and flat colours keep theirs."""
-    from PIL import Image
-
-    rgb = np.ascontiguousarray(rgba[..., :3])
-    image = Image.fromarray(rgb).quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    place = np.asarray(image).ravel()
-    count = np.maximum(np.bincount(place, minlength=256), 1)
-    means = [np.bincount(place, rgb[..., i].ravel(), 256) / count for i in range(3)]
-    image.putpalette(np.stack(means, axis=1).round().astype(np.uint8).tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What a model answers about hidden pillars of a cloud: as scenes to draw, in numbers, and as a report's gallery."""
+"""What a model predicts of hidden pillars: as scenes to draw, in numbers, and as a report's gallery."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from unmask.pointcloud.data.batches import PointBatch
 from unmask.pointcloud.geometry.targets import GeometryTargets
 from unmask.pointcloud.geometry.voxels import VoxelGrid
 from unmask.pointcloud.methods.geomae import GeoMAEPlan, Prediction
-from unmask.pointcloud.report.drawing import draw
 from unmask.pointcloud.report.scene import Compared, Scene, oblique
 
 SAMPLES = 4
@@ -24,25 +23,27 @@ ONE_SURFACE = 0.01  # where the two smaller curvature values are nearer than thi
 
 
 def draw_pictures(run: RunFacts) -> Pictures:
-    """Hide pillars of `SAMPLES` validation clouds, and draw what the model answers."""
+    """Hide pillars of `SAMPLES` validation clouds, and draw what the model predicts."""
     return draw_with(run, SAMPLES, _draw)
 
 
 def _draw(shown: Shown) -> Pictures:
+    from unmask.pointcloud.report.drawing import draw  # with matplotlib, which takes a while to import
+
     method: Any = shown.run.method
-    if not all(hasattr(method, face) for face in ("answers", "target")):
+    if not all(hasattr(method, name) for name in ("predictions", "target")):
         return Pictures()
     batch, plan, settings = shown.batch, shown.plan, shown.run.recipe.data
-    answer, asked = method.answers(batch, plan), method.target(batch, plan)
+    predicted, target = method.predictions(batch, plan), method.target(batch, plan)
     # Scaled clouds are objects, however flat; scenes are seen as they are.
     unit, view = ("", oblique()) if settings.normalize == "sphere" else ("m", None)
-    scenes = [scene(batch, plan, answer, asked, method.grid, row) for row in range(len(shown.names))]
+    scenes = [scene(batch, plan, predicted, target, method.grid, row) for row in range(len(shown.names))]
     pictures = [
         Picture(name, [(caption(one, unit), data_address(draw(one, unit, view)))])
         for name, one in zip(shown.names, scenes, strict=True)
     ]
     hidden = len(plan.hidden) / len(plan.voxels.pillars)
-    note = describe(measure(answer, asked, method.grid), len(pictures), shown.run.step, hidden, unit)
+    note = describe(measure(predicted, target, method.grid), len(pictures), shown.run.step, hidden, unit)
     return Pictures(pictures, note, wide=True)
 
 
@@ -59,18 +60,11 @@ def caption(one: Scene, unit: str) -> str:
 
 
 def positions(
-    grid: VoxelGrid,
-    pillars: Int[np.ndarray, "n 3"],
-    slots: Int[np.ndarray, "n"],
-    within: Float[np.ndarray, "n 3"],
+    grid: VoxelGrid, pillars: Int[np.ndarray, "n 3"], slots: Int[np.ndarray, "n"], within: Float[np.ndarray, "n 3"]
 ) -> Float[np.ndarray, "n 3"]:
-    """Places x, y, z in metres: the corner of the pillar, plus (cell + place in the cell) times the cell's size.
+    """Positions x, y, z in metres of points in finest cells.
 
-    Args:
-        grid: what pillars and cells are.
-        pillars: (sample, y, x) of each place's pillar.
-        slots: its finest cell in the pillar.
-        within: where in the cell, z, y, x in units of the cell.
+    Each lies in the pillar (sample, y, x), in the cell with this slot, at `within` (z, y, x in units of the cell).
     """
     cell = np.stack(np.unravel_index(slots, grid.low), axis=1)
     of_pillar = np.stack([np.zeros_like(slots), pillars[:, 1], pillars[:, 2]], axis=1)
@@ -79,9 +73,9 @@ def positions(
 
 
 def scene(
-    batch: PointBatch, plan: GeoMAEPlan, answer: Prediction, asked: GeometryTargets, grid: VoxelGrid, row: int
+    batch: PointBatch, plan: GeoMAEPlan, predicted: Prediction, target: GeometryTargets, grid: VoxelGrid, row: int
 ) -> Scene:
-    """One cloud of a batch with what was asked and answered, as plain arrays with components x, y, z."""
+    """One cloud of a batch with its targets and predictions, as plain arrays with components x, y, z."""
     voxels = plan.voxels
     mine = (voxels.pillars[plan.hidden, 0] == row).numpy()
     pillars = voxels.pillars[plan.hidden].numpy()[mine]
@@ -92,43 +86,43 @@ def scene(
         [pillars[:, 2] * grid.pillar[0], pillars[:, 1] * grid.pillar[1], np.zeros(len(pillars))], axis=1
     )
 
-    def compared(true: Tensor, predicted: Tensor | None) -> Compared | None:
-        return None if predicted is None else Compared(true.numpy()[mine], predicted.numpy()[mine])
+    def compared(true: Tensor, given: Tensor | None) -> Compared | None:
+        return None if given is None else Compared(true.numpy()[mine], given.numpy()[mine])
 
-    normals = compared(asked.normal.flip(1), None if answer.normal is None else answer.normal.flip(1))
-    curvature = compared(asked.curvature[:, 2], None if answer.curvature is None else answer.curvature[:, 2])
+    normals = compared(target.normal.flip(1), None if predicted.normal is None else predicted.normal.flip(1))
+    curvature = compared(target.curvature[:, 2], None if predicted.curvature is None else predicted.curvature[:, 2])
     return Scene(
         points=batch.points[voxels.order, :3].double().numpy()[kept],
         pillar_of=nth[voxels.pillar_of.numpy()[kept]],
         corners=corners,
         pillar=grid.pillar,
-        centroids=_centroids(answer, asked, grid, mine, pillars),
+        centroids=_centroids(predicted, target, grid, mine, pillars),
         normals=normals,
         curvature=curvature,
     )
 
 
 def _centroids(
-    answer: Prediction, asked: GeometryTargets, grid: VoxelGrid, mine: np.ndarray, pillars: np.ndarray
+    predicted: Prediction, target: GeometryTargets, grid: VoxelGrid, mine: np.ndarray, pillars: np.ndarray
 ) -> Compared | None:
-    """Where the cells that hold points have their mean, and where the model expects that; None without either head.
+    """The means of points in their cells, true and predicted; None without either head.
 
-    A model that does not answer which cells hold points is asked about the right ones; one that does not answer where
-    in the cell they lie is taken to mean the middle.
+    A model that does not predict which cells hold points gets the true ones; one that does not predict where in the
+    cell they lie gets its middle.
     """
-    if answer.low is None and answer.low_occupancy is None:
+    if predicted.low is None and predicted.low_occupancy is None:
         return None
-    occupied = expected = asked.low_occupied.numpy()[mine]
-    if answer.low_occupancy is not None:
-        expected = likely(answer.low_occupancy).numpy()[mine]
-    true = asked.low.numpy()[mine]
-    within = np.full_like(true, 0.5) if answer.low is None else answer.low.numpy()[mine]
+    occupied = expected = target.low_occupied.numpy()[mine]
+    if predicted.low_occupancy is not None:
+        expected = likely(predicted.low_occupancy).numpy()[mine]
+    true = target.low.numpy()[mine]
+    within = np.full_like(true, 0.5) if predicted.low is None else predicted.low.numpy()[mine]
 
-    def places(where: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        pillar, slot = where.nonzero()
-        return positions(grid, pillars[pillar], slot, inside[where])
+    def xyz(chosen: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        pillar, slot = chosen.nonzero()
+        return positions(grid, pillars[pillar], slot, inside[chosen])
 
-    return Compared(places(occupied, true), places(expected, within))
+    return Compared(xyz(occupied, true), xyz(expected, within))
 
 
 def likely(logits: Float[Tensor, "hidden cells 2"]) -> Bool[Tensor, "hidden cells"]:
@@ -145,40 +139,43 @@ def likely(logits: Float[Tensor, "hidden cells 2"]) -> Bool[Tensor, "hidden cell
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
 
-def measure(answer: Prediction, asked: GeometryTargets, grid: VoxelGrid) -> dict[str, float]:
-    """What the pictures' note says in numbers, over all hidden pillars; only of terms that have an answer.
+def measure(predicted: Prediction, target: GeometryTargets, grid: VoxelGrid) -> dict[str, float]:
+    """What the pictures' note says in numbers, over all hidden pillars; only of terms that are predicted.
 
     ``precision`` and ``recall`` of the finest cells that are drawn as expected (`likely`): how many of them hold
     points, and how many of those that do are among them; ``share`` of all cells that do. ``sure_precision`` (absent
     where there are none) and ``sure_recall``: the same of cells that hold points with more than 50 %.
-    ``centroid`` and ``middle``: mean distance of the answer and of the cell's middle from the points' mean, metres.
-    ``angle`` and ``common``: mean angle in degrees, without sign, of the answer and of the one direction nearest to
+    ``centroid`` and ``middle``: mean distance of the prediction and of the cell's middle from the points' mean, metres.
+    ``angle`` and ``common``: mean angle in degrees, without sign, of the prediction and of the one direction nearest to
     all, over pillars that have a normal (`ONE_SURFACE`). ``curvature`` and ``mean_curvature``: mean error of the
-    smallest curvature value, and that of answering its mean.
+    smallest curvature value, and that of predicting its mean.
     """
-    found: dict[str, float] = {}
-    occupied = asked.low_occupied
-    if answer.low_occupancy is not None:
-        found["share"] = float(occupied.float().mean())
+    values: dict[str, float] = {}
+    occupied = target.low_occupied
+    if predicted.low_occupancy is not None:
+        values["share"] = float(occupied.float().mean())
         # A logit of 0 is a probability of 1/2.
-        for name, chosen in (("", likely(answer.low_occupancy)), ("sure_", answer.low_occupancy[..., 1] > 0)):
+        for name, chosen in (("", likely(predicted.low_occupancy)), ("sure_", predicted.low_occupancy[..., 1] > 0)):
             both = float((chosen & occupied).sum())
-            found[f"{name}recall"] = both / float(occupied.sum())
+            values[f"{name}recall"] = both / float(occupied.sum())
             if chosen.any():
-                found[f"{name}precision"] = both / float(chosen.sum())
-    if answer.low is not None:
-        true, size = asked.low[occupied], torch.tensor(grid.low_cell[::-1])
-        for name, given in (("centroid", answer.low[occupied]), ("middle", torch.full_like(true, 0.5))):
-            found[name] = float(((given - true) * size).norm(dim=1).mean())
-    clear = asked.curvature[:, 1] - asked.curvature[:, 2] > ONE_SURFACE
-    if answer.normal is not None and clear.any():
-        true = asked.normal[clear].double()
+                values[f"{name}precision"] = both / float(chosen.sum())
+    if predicted.low is not None:
+        true, size = target.low[occupied], torch.tensor(grid.low_cell[::-1])
+        for name, given in (("centroid", predicted.low[occupied]), ("middle", torch.full_like(true, 0.5))):
+            values[name] = float(((given - true) * size).norm(dim=1).mean())
+    clear = target.curvature[:, 1] - target.curvature[:, 2] > ONE_SURFACE
+    if predicted.normal is not None and clear.any():
+        true = target.normal[clear].double()
         common = torch.linalg.eigh(true.T @ true).eigenvectors[:, -1]
-        found |= {"angle": _angle(answer.normal[clear].double(), true), "common": _angle(common.expand_as(true), true)}
-    if answer.curvature is not None:
-        true, given = asked.curvature[:, 2], answer.curvature[:, 2]
-        found |= {"curvature": _error(given, true), "mean_curvature": _error(true.mean(), true)}
-    return found
+        values |= {
+            "angle": _angle(predicted.normal[clear].double(), true),
+            "common": _angle(common.expand_as(true), true),
+        }
+    if predicted.curvature is not None:
+        true, given = target.curvature[:, 2], predicted.curvature[:, 2]
+        values |= {"curvature": _error(given, true), "mean_curvature": _error(true.mean(), true)}
+    return values
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
@@ -191,39 +188,37 @@ def _error(given: Tensor, true: Tensor) -> float:
     return float((given - true).abs().mean())
 
 
-def describe(found: dict[str, float], count: int, step: int, hidden: float, unit: str) -> str:
+def describe(values: dict[str, float], count: int, step: int, hidden: float, unit: str) -> str:
     """The note under the pictures, from the numbers of `measure`; `hidden` is the share of hidden pillars."""
     length = f" {unit}" if unit else " (clouds have radius 1)"
     text = [
         f"{count} validation clouds at step {step:,}, coloured by height. {hidden:.0%} of the pillars are hidden: the "
         "grey ones. A block is as high as the points that were in it; the model is told only where it stands."
     ]
-    if "recall" in found:
-        sure = (
-            "no cell"
-            if "sure_precision" not in found
-            else (f"cells of which {found['sure_precision']:.0%} do, {found['sure_recall']:.0%} of all that do")
-        )
+    if "recall" in values:
+        sure = "no cell"
+        if "sure_precision" in values:
+            sure = f"cells of which {values['sure_precision']:.0%} do, {values['sure_recall']:.0%} of all that do"
         text.append(
             "A hidden point is the mean of one of the pillar's finest cells. Predicted cells are the likeliest of each "
-            f"pillar, as many as their probabilities add up to: {found['precision']:.0%} of them hold points, where "
-            f"{found['share']:.1%} of all cells in hidden pillars do, and {found['recall']:.0%} of those that do are "
-            f"among them. More than 50 % is given to {sure}."
+            f"pillar, as many as their probabilities add up to: {values['precision']:.0%} of them hold points, where "
+            f"{values['share']:.1%} of all cells in hidden pillars do, and {values['recall']:.0%} of those that do "
+            f"are among them. More than 50 % is given to {sure}."
         )
-    if "centroid" in found:
+    if "centroid" in values:
         text.append(
-            f"In cells with points their mean is missed by {found['centroid']:.2g}{length}; answering the middle of "
-            f"the cell would miss it by {found['middle']:.2g}."
+            f"In cells with points their mean is missed by {values['centroid']:.2g}{length}; predicting the middle of "
+            f"the cell would miss it by {values['middle']:.2g}."
         )
-    if "angle" in found:
+    if "angle" in values:
         text.append(
             "Discs lie in the surface, so that a normal and its opposite look the same. Predicted normals are "
-            f"{found['angle']:.0f}° off on average, whichever side they point to; the one direction that suits all "
-            f"best is {found['common']:.0f}° off."
+            f"{values['angle']:.0f}° off on average, whichever side they point to; the one direction that suits all "
+            f"best is {values['common']:.0f}° off."
         )
-    if "curvature" in found:
+    if "curvature" in values:
         text.append(
             f"Curvature is the share of the surroundings' spread along its smallest axis, 0 to 1/3; it is missed by "
-            f"{found['curvature']:.3f}, and would be by {found['mean_curvature']:.3f} if its mean were the answer."
+            f"{values['curvature']:.3f}, and would be by {values['mean_curvature']:.3f} if its mean were the predicted."
         )
     return " ".join(text)

@@ -1,4 +1,4 @@
-"""A cloud as geometry to be drawn: where the eye is, what of the cloud is shown, and shapes for what was hidden."""
+"""A cloud as geometry to be drawn: the viewpoint, what of the cloud is shown, and shapes for what was hidden."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 MOST_POINTS = 20_000  # drawn in one panel; more only hide one another
 ZOOM = 80  # pillars along a side of what is shown of wider scenes: each is then a few pixels
 FLAT = 0.2  # a cloud lower than this share of its width is drawn from above
-AZIMUTH, ELEVATION = np.radians(-60.0), np.radians(28.0)  # of the eye, for all other clouds
+AZIMUTH, ELEVATION = np.radians(-60.0), np.radians(28.0)  # of the viewpoint, for higher clouds
 # Corners of a block's faces across x, across y and of its top: 0 is the lower end along each axis, 1 the upper.
 _FACES = np.array([
     [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1]],
@@ -24,7 +24,7 @@ Limits = tuple[float, float, float, float]  # left, right, low and high end of w
 
 
 class Compared(NamedTuple):
-    """The same thing as it is and as a model answers it."""
+    """The same quantity as it is and as a model predicts it."""
 
     true: np.ndarray
     predicted: np.ndarray
@@ -32,7 +32,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """One cloud and what was asked about it. Components are x, y, z; lengths are metres, or whatever the points have.
+    """One cloud with targets and predictions. Components are x, y, z; lengths are metres, or the points' own unit.
 
     Args:
         points: every point inside the range.
@@ -40,7 +40,7 @@ class Scene:
         corners: lower corner of every hidden pillar.
         pillar: size of a pillar.
         centroids: [cells, 3] means of the points in finest cells: those that hold points, and those that the model
-            expects to; None where it answers nothing of the kind.
+            expects to; None where it predicts nothing of the kind.
         normals: [hidden, 3] for every hidden pillar, of either sign and any length, or None.
         curvature: [hidden] share of the smallest axis of the surface around, 0 (flat) to 1/3 (none in particular), or
             None.
@@ -54,22 +54,32 @@ class Scene:
     normals: Compared | None = None
     curvature: Compared | None = None
 
+    @property
+    def visible(self) -> Float[np.ndarray, "visible 3"]:
+        """The points in visible pillars."""
+        return self.points[self.pillar_of < 0]
+
+    @property
+    def middles(self) -> Float[np.ndarray, "hidden 2"]:
+        """The middle of every hidden pillar, x and y."""
+        return self.corners[:, :2] + np.array(self.pillar[:2]) / 2
+
 
 @dataclass(frozen=True)
 class View:
     """A parallel projection.
 
     Args:
-        axes: unit vectors to the right, upwards and towards the eye, as rows.
+        axes: unit vectors to the right, upwards and towards the viewer, as rows.
         above: whether it looks straight down.
     """
 
     axes: Float[np.ndarray, "3 3"]
     above: bool
 
-    def __call__(self, places: Float[np.ndarray, "*lead 3"]) -> Float[np.ndarray, "*lead 3"]:
-        """Right, up and depth (larger is nearer) of places."""
-        return places @ self.axes.T
+    def __call__(self, xyz: Float[np.ndarray, "*lead 3"]) -> Float[np.ndarray, "*lead 3"]:
+        """Right, up and depth (larger is nearer) of positions."""
+        return xyz @ self.axes.T
 
 
 ABOVE = View(np.eye(3), above=True)
@@ -98,10 +108,10 @@ def crop(scene: Scene, limits: Limits) -> Scene:
     """The part of a scene between `limits` (x from, x to, y from, y to): hidden pillars whose middle lies there."""
     low, high = np.array(limits[::2]), np.array(limits[1::2])
 
-    def inside(places: np.ndarray) -> np.ndarray:
-        return np.all((places[:, :2] >= low) & (places[:, :2] < high), axis=1)
+    def inside(xyz: np.ndarray) -> np.ndarray:
+        return np.all((xyz[:, :2] >= low) & (xyz[:, :2] < high), axis=1)
 
-    kept = inside(scene.corners[:, :2] + np.array(scene.pillar[:2]) / 2)
+    kept = inside(scene.middles)
     row = np.append(np.where(kept, kept.cumsum() - 1, -2), -1)  # -2: hidden, but not here
     points = inside(scene.points) & (row[scene.pillar_of] > -2)
 
@@ -124,8 +134,8 @@ def part_of(scene: Scene, whole: Limits) -> Limits:
     side = ZOOM * max(scene.pillar[:2])
     if max(whole[1] - whole[0], whole[3] - whole[2]) <= 1.25 * side:
         return whole
-    places = scene.points[:, :2]
-    x, y = places[np.linalg.norm(places - np.median(places, axis=0), axis=1).argmin()].tolist()
+    xy = scene.points[:, :2]
+    x, y = xy[np.linalg.norm(xy - np.median(xy, axis=0), axis=1).argmin()].tolist()
     left, right, low, high = whole
     return max(left, x - side / 2), min(right, x + side / 2), max(low, y - side / 2), min(high, y + side / 2)
 
@@ -148,13 +158,13 @@ def limits_of(scene: Scene, view: View) -> Limits:
 
 
 def blocks(scene: Scene, view: View) -> Float[np.ndarray, "hidden faces 4 3"]:
-    """The faces of hidden pillars that the eye sees, each after those it may hide: x, y and top, or only the ground."""
+    """The visible faces of hidden pillars, each after those it may hide: x, y and top, or only the ground."""
     low = scene.corners * [1, 1, 0]
     ends = low[:, None, :] + np.array([[0.0, 0.0, 0.0], [*scene.pillar[:2], 0.0]])
     ends[:, 0, 2], ends[:, 1, 2] = _heights(scene)
     if view.above:
         return ends[:, _FACES[2:], np.arange(3)] * [1, 1, 0]
-    # The side that is turned to the eye, of the two along x and along y.
+    # The side that faces the viewer, of the two along x and along y.
     faces = _FACES.copy()
     for axis in (0, 1):
         faces[axis, :, axis] = view.axes[2, axis] > 0
@@ -172,14 +182,11 @@ def _heights(scene: Scene) -> tuple[Float[np.ndarray, "hidden"], Float[np.ndarra
 
 
 def discs(
-    scene: Scene, normals: Float[np.ndarray, "hidden 3"], in_the_middle: bool = False
+    scene: Scene, normals: Float[np.ndarray, "hidden 3"], centred: bool = False
 ) -> Float[np.ndarray, "hidden corners 3"]:
-    """Discs nearly as wide as a pillar, at right angles to normals (level for a normal of length 0).
+    """Discs nearly as wide as a pillar, at right angles to normals of either sign and any length (level for length 0).
 
-    Args:
-        scene: whose hidden pillars the normals are of.
-        normals: of either sign and any length.
-        in_the_middle: put each in the middle of its pillar, not at the mean of the points there.
+    Each lies at the mean of its pillar's points or, `centred`, at that height in the middle of the pillar.
     """
     size = np.linalg.norm(normals, axis=1, keepdims=True)
     unit = np.where(size > 1e-9, normals / np.maximum(size, 1e-9), [0.0, 0.0, 1.0])
@@ -187,10 +194,10 @@ def discs(
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)[:, None]
     ring = np.cos(angle) * u[:, None] + np.sin(angle) * np.cross(unit, u)[:, None]
-    places = _means(scene)
-    if in_the_middle:
-        places[:, :2] = scene.corners[:, :2] + np.array(scene.pillar[:2]) / 2
-    return places[:, None] + 0.46 * min(scene.pillar[:2]) * ring
+    centres = _means(scene)
+    if centred:
+        centres[:, :2] = scene.middles
+    return centres[:, None] + 0.46 * min(scene.pillar[:2]) * ring
 
 
 def _means(scene: Scene) -> Float[np.ndarray, "hidden 3"]:

@@ -1,13 +1,15 @@
-"""What a point-cloud run's page shows: clouds with what was hidden and what is answered, loss terms, probes."""
+"""What a point-cloud run's page shows: clouds with what was hidden and what is predicted, loss terms, probes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from unmask.core.report.gather import RunFacts
-from unmask.core.report.parts import Probes, Rows, Section, Verdict
-from unmask.core.report.probes import Path, best_reference, chance, few_label_figure, score_columns, score_table, value
+from unmask.core.report.parts import Probes, Rows, Section
+from unmask.core.report.probes import Wording
+from unmask.core.report.probes import probes as core_probes
 from unmask.pointcloud.evaluation.tables import remarks
 from unmask.pointcloud.report.pictures import draw_pictures as draw_pictures
 
@@ -31,10 +33,10 @@ _TERMS = {
     "curvature": ("curvature", "1/9 to 1/3"),
 }
 _TERMS_NOTE = (
-    "Each term before it is weighted. Answering 0 everywhere costs exactly ln 2 for which cells hold points and 1/3 "
+    "Each term before it is weighted. Predicting 0 everywhere costs exactly ln 2 for which cells hold points and 1/3 "
     "for normals; for centroids 1/3 if points lie anywhere in their cell (its middle would cost 1/12), and for "
     "curvature between 1/9 (scattered) and 1/3 (lines). Which cells hold points costs the entropy of their share, "
-    "0.20 at 5 %, if that share is answered everywhere: a model has learned something below that."
+    "0.20 at 5 %, if that share is predicted everywhere: a model has learned something below that."
 )
 
 
@@ -50,57 +52,27 @@ def sections(run: RunFacts) -> list[Section]:
         cells = [f"{weights[name]:g}" if name in weights else "–", f"{first:.4f}", f"{last:.4f}"]
         cells += ["–" if val is None else f"{val:.4f}", zero]
         rows.append((title, [(cell, False) for cell in cells]))
-    columns = ["term", "weight", "training, first", "training, last", "validation, last", "answering 0"]
+    columns = ["term", "weight", "training, first", "training, last", "validation, last", "predicting 0"]
     return [Section("What the loss is made of", _TERMS_NOTE, columns, rows)]
 
 
 # ---- probes --------------------------------------------------------------------------------------------------------
 
-_POINTS: list[tuple[str, Path]] = [("points", ("dense", "accuracy")), ("mean IoU", ("dense", "mean_iou"))]
-
 
 def probes(run: RunFacts) -> Probes | None:
     """The evaluation of whole clouds and of points in one table; None before there is one."""
-    found = run.evaluation
-    if found is None:
-        return None
-    titles, table = score_table(found, _POINTS)
-    if not score_columns(found["rows"], _POINTS):
-        return Probes(titles, table, Verdict(found["note"], "plain"), " ".join(_remarks(found)))
-    return Probes(titles, table, _verdict(found), _note(found), few_label_figure(found))
+    return core_probes(run, _WORDING)
 
 
-def _verdict(found: dict[str, Any]) -> Verdict:
-    """The linear probes of clouds and of points against the best reference, in a sentence each."""
-    text, gaps = [], []
-    for title, path in (("Linear probe of clouds", ("linear",)), ("Mean IoU of points", ("dense", "mean_iou"))):
-        own = value(found["rows"]["trained"], path)
-        if own is None:
-            continue
-        best, name = best_reference(found, path)
-        gap = 100 * (own - best)
-        level = chance(own, best, found["splits"]["test"]) if path == ("linear",) else 1.0
-        gaps.append(0 if abs(gap) < level else gap)
-        side = "level with" if abs(gap) < level else f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}"
-        text.append(f"{title} {100 * own:.1f} %: {side} the best reference ({name}, {100 * best:.1f} %).")
-        if path == ("linear",):
-            text.append(f"With {found['splits']['test']:,} test clouds, {level:.1f} points may be chance.")
-    tone: Any = "warn" if min(gaps) < 0 else "good" if min(gaps) > 0 else "plain"
-    return Verdict(" ".join(text), tone)
-
-
-def _note(found: dict[str, Any]) -> str:
-    sizes = found["splits"]
-    text = (
-        f"Test scores in percent on {found['data']}: fitted on {sizes['train']:,} clouds, chosen on {sizes['val']:,}, "
-        f"reported once on {sizes['test']:,}. Features of a cloud are the maximum and the mean over its pillars, those "
-        "of a point its pillar's. The untrained encoder has the same architecture at random weights; every row gets "
-        "the same probes and tuning. The best of a column is bold."
-    )
-    return " ".join([text, *_remarks(found), "RankMe counts the dimensions that features use; it is not a score."])
-
-
-def _remarks(found: dict[str, Any]) -> list[str]:
+def _remarks(found: Mapping[str, Any]) -> list[str]:
     """What `unmask evaluate` says below its table, apart from the note on missing labels."""
     lines = remarks({name: value for name, value in found.items() if name != "note"})
     return [line[0].upper() + line[1:] + ("" if line.endswith(".") else ".") for line in lines]
+
+
+_WORDING = Wording(
+    features="the maximum and the mean over a cloud's pillars, and of a point those of its pillar",
+    more=(("points", ("dense", "accuracy")), ("mean IoU", ("dense", "mean_iou"))),
+    judged=(("Linear probe of clouds", ("linear",)), ("Mean IoU of points", ("dense", "mean_iou"))),
+    remarks=_remarks,
+)

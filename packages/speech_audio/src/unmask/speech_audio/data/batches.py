@@ -60,7 +60,7 @@ class AudioBatch:
 def collate(samples: Sequence[Sample] | AudioBatch) -> AudioBatch:
     """Samples of one dataset as a batch; a batch that the dataset made itself passes through.
 
-    In ``crop`` mode every clip is cut to the batch's shortest, at a place that its key and that length decide.
+    In ``crop`` mode every clip is cut to the batch's shortest, at a position that its key and that length decide.
     """
     if isinstance(samples, AudioBatch):
         return samples
@@ -85,8 +85,8 @@ def collate(samples: Sequence[Sample] | AudioBatch) -> AudioBatch:
 
 def _cut(sample: Sample, length: int) -> Sample:
     spare = len(sample.audio) - length
-    at = 0 if sample.key is None else int(sample.key.uniform(1)[0] * (spare + 1))
-    return sample._replace(audio=sample.audio[at : at + length], start=sample.start + at)
+    start = 0 if sample.key is None else int(sample.key.uniform(1)[0] * (spare + 1))
+    return sample._replace(audio=sample.audio[start : start + length], start=sample.start + start)
 
 
 def _on_grid(sample: Sample, frames: int) -> Int[np.ndarray, "kept streams"]:
@@ -95,16 +95,11 @@ def _on_grid(sample: Sample, frames: int) -> Int[np.ndarray, "kept streams"]:
     A set of R labels a second starts at label round(start * R / 16000) of the clip; frame t takes the label
     floor(t * R / 50) after that one.
     """
-    places = []
+    streams = []
     for labels, rate in zip(sample.labels, sample.rates, strict=True):
-        step = rate / FRAME_RATE
-        first = round(sample.start * rate / SAMPLE_RATE)
-        frames = min(frames, int((len(labels) - first) / step))
-        places.append((first, step))
-    frames = max(frames, 0)
+        first, step = round(sample.start * rate / SAMPLE_RATE), rate / FRAME_RATE
+        frames = max(min(frames, int((len(labels) - first) / step)), 0)
+        streams.append((labels, first, step))
     grid = np.arange(frames)
-    found = [
-        labels[first + np.floor(grid * step).astype(np.int64)]
-        for labels, (first, step) in zip(sample.labels, places, strict=True)
-    ]
-    return np.concatenate(found, axis=1).astype(np.int64)
+    kept = [labels[first + np.floor(grid * step).astype(np.int64)] for labels, first, step in streams]
+    return np.concatenate(kept, axis=1).astype(np.int64)

@@ -33,20 +33,11 @@ from unmask.speech_audio.data.decode import CLIPPED_SHARE, Sound
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, SAMPLE_RATE
 from unmask.speech_audio.data.labels import PLANNED, LabelSet, Target
 from unmask.speech_audio.data.segments import Segments, cut, describe, whole
-from unmask.speech_audio.data.sources import CLIPS, Source, open_source
+from unmask.speech_audio.data.sources import CLIPS, open_source
 
 __all__ = [
-    "AudioBatch",
-    "Clips",
-    "Problem",
-    "Sample",
-    "Settings",
-    "SourceError",
-    "Target",
-    "collate",
-    "open_split",
-    "resolve",
-]
+    "AudioBatch", "Clips", "Problem", "Sample", "Settings", "SourceError", "Target", "collate", "open_split", "resolve",
+]  # fmt: skip
 
 _CROP, _CUT = stable_id("crop"), stable_id("cut to the shortest")
 _EPSILON = 1e-5  # torch's layer_norm, which the released recipe normalises with
@@ -65,7 +56,7 @@ class Settings:
         max_seconds: longest clip that a model is given.
         long: of recordings longer than that, ``segments`` makes several clips, so that an epoch hears all of them (see
             `unmask.speech_audio.data.segments`); ``crop`` takes `max_seconds` of each, as the released recipe does: at
-            a random place in training and at the start otherwise.
+            a random position in training and at the start otherwise.
         batching: ``pad`` fills a batch's clips up to the longest with zeros; ``crop`` cuts them to the shortest, as
             the released recipe does. What a clip shows then depends on the batch that it is in.
         normalise: each clip (with ``segments``, each segment) to mean 0 and variance 1 over all its samples, before it
@@ -74,7 +65,7 @@ class Settings:
         val_share: share of the training clips set aside where the data have no val split (and again for test where
             they have labels or speakers and no test split). Embedded sets have fixed splits.
         label_sets: folders of label sets; their targets are concatenated.
-        targets: what `resolve` found in the label sets; never written by hand. Those of a dry run, before any labels
+        targets: of the label sets; filled in by `resolve`, never written by hand. Those of a dry run, before any labels
             are made, are marked as planned, and all their labels are 0.
     """
 
@@ -121,7 +112,7 @@ class Clips(SplitDataset[Sample]):
         members: which of them belong to the split, all of them long enough.
         settings: resolved, where there are label sets.
         seed: of the crops.
-        augment: crop long clips at random places; else at the start.
+        augment: crop long clips at random positions; else at the start.
     """
 
     kind = CLIPS
@@ -137,13 +128,13 @@ class Clips(SplitDataset[Sample]):
         self.segments = segments
         self.whole_lengths: Int[Tensor, "n"] = source.lengths[members]
         self.lengths: Int[Tensor, "n"] = self.whole_lengths.clamp(max=settings.max_samples)
-        self.labels = {key: found[members] for key, found in source.attributes.items()}
+        self.labels = {key: indices[members] for key, indices in source.attributes.items()}
         self.classes = source.values
         self.texts: list[str | None] = [source.texts[i] if source.texts else None for i in members.tolist()]
-        self._sets = [LabelSet.open(folder) for folder in settings.label_sets]
-        if self._sets and settings.targets is not None:
-            _check_targets(self._sets, settings)
-        self._whole_sets = [not labels.has_all(self.ids) for labels in self._sets]  # by recording
+        sets = [LabelSet.open(folder) for folder in settings.label_sets]
+        if sets and settings.targets is not None:
+            _check_targets(sets, settings)
+        self._sets = [(labels, not labels.has_all(self.ids)) for labels in sets]  # and whether by recording
         self._clipped = torch.zeros(len(members)).share_memory_()
 
     def view(self, rows: Int[Tensor, "m"] | slice = slice(None), *, seed: int = 0, augment: bool = False) -> Clips:
@@ -161,40 +152,35 @@ class Clips(SplitDataset[Sample]):
 
     def read_plain(self, index: int) -> Sound:
         """A whole clip as it is stored."""
-        return self._sound(index, 0, int(self.whole_lengths[index]))
-
-    def _sound(self, index: int, start: int, stop: int) -> Sound:
-        sound: Sound = self._source.read(int(self._members[index]), start, stop)
+        sound: Sound = self._source.read(int(self._members[index]), 0, int(self.whole_lengths[index]))
         return sound
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> AudioBatch:
         """The batch of several (index, visit): what `collate` makes of them one by one."""
         return collate([self[item] for item in items])
 
-    def _sample(self, place: int, key: SampleKey) -> Sample:
-        total, length = int(self.whole_lengths[place]), int(self.lengths[place])
+    def _sample(self, index: int, key: SampleKey) -> Sample:
+        total, length = int(self.whole_lengths[index]), int(self.lengths[index])
         start = 0
         if self.augment and total > length:
             start = int(key.stream(_CROP).uniform(1)[0] * (total - length + 1))
         if self.settings.normalise:
-            audio = self.waveform(place)[start : start + length]
+            audio = self.waveform(index)[start : start + length]
         else:
-            audio = self._read(place, start, start + length)
-        sample_id = int(self.ids[place])
-        labels = tuple(self._labels(place, which) for which in range(len(self._sets)))
-        rates = tuple(labels.rate for labels in self._sets)
+            audio = self._read(index, start, start + length)
+        labels = tuple(self._labels(index, labels, whole) for labels, whole in self._sets)
+        rates = tuple(labels.rate for labels, _ in self._sets)
         planned = [target for target in self.settings.targets or () if target.digest == PLANNED]
         if planned and not self._sets:
             rates = tuple(target.rate for target in planned)
             labels = tuple(np.zeros((int(total * rate / SAMPLE_RATE) + 1, 1), np.int32) for rate in rates)
         cut = key.stream(_CUT) if self.augment else None
-        return Sample(audio, sample_id, start, labels, rates, cut, self.settings.batching)
+        return Sample(audio, int(self.ids[index]), start, labels, rates, cut, self.settings.batching)
 
-    def _labels(self, place: int, which: int) -> Int[np.ndarray, "frames streams"]:
-        labels = self._sets[which]
-        if not self._whole_sets[which]:
-            return labels.get(int(self.ids[place]))
-        member = self._members[place]
+    def _labels(self, index: int, labels: LabelSet, by_recording: bool) -> Int[np.ndarray, "frames streams"]:
+        if not by_recording:
+            return labels.get(int(self.ids[index]))
+        member = self._members[index]
         start = int(self.segments.starts[member]) * labels.rate / SAMPLE_RATE
         return labels.get(int(self.segments.recordings.ids[self.segments.recording[member]]))[int(start) :]
 
@@ -213,32 +199,36 @@ class Clips(SplitDataset[Sample]):
             return audio
         return torch.nn.functional.layer_norm(audio, audio.shape, eps=_EPSILON)
 
-    def _read(self, place: int, start: int, stop: int) -> Float[Tensor, "samples"]:
-        sound = self._sound(place, start, stop)
+    def _read(self, index: int, start: int, stop: int) -> Float[Tensor, "samples"]:
+        sound: Sound = self._source.read(int(self._members[index]), start, stop)
         if sound.clipped > CLIPPED_SHARE:
-            self._clipped[place] = sound.clipped
+            self._clipped[index] = sound.clipped
         return sound.audio
 
     @property
     def problems(self) -> list[Problem]:
         """Clips that are left out: unreadable or too short on opening (any split), or not decodable (this split)."""
-        return [*_too_short(self.segments.source, self.settings), *super().problems]
+        source, least = self.segments.source, self.settings.min_samples
+        seconds = {i: int(source.lengths[i]) / SAMPLE_RATE for i in (source.lengths < least).nonzero()[:, 0].tolist()}
+        wanted = f"less than {least / SAMPLE_RATE:g} s"
+        short = [Problem(source.names[i], f"too short: {length:.2f} s, {wanted}") for i, length in seconds.items()]
+        return [*short, *super().problems]
 
     @property
     def warnings(self) -> list[Problem]:
         """Clips of this split that were used and may not be what was meant: those that are clipped, as far as read."""
         return [
-            Problem(self._name(place), f"clipped: {100 * float(self._clipped[place]):.1f} % of samples at full scale")
-            for place in self._clipped.nonzero()[:, 0].tolist()
+            Problem(self._name(index), f"clipped: {100 * float(self._clipped[index]):.1f} % of samples at full scale")
+            for index in self._clipped.nonzero()[:, 0].tolist()
         ]
 
     def notes(self, batch_size: int) -> list[str]:
         """What to say before training: what there is, and how much of it an epoch in batches of `batch_size` hears."""
-        found = describe(
+        text = describe(
             self.segments, self._members, self.lengths, longest=self.settings.max_seconds, batch_size=batch_size,
             to_shortest=self.settings.batching == "crop",
         )  # fmt: skip
-        return [f"to train on: {found}", *super().notes(batch_size)]
+        return [f"to train on: {text}", *super().notes(batch_size)]
 
     @property
     def recordings(self) -> Int[Tensor, "n"]:
@@ -254,48 +244,30 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
         split: all segments of a recording are in one; ``all`` is every clip, also those that were dropped because they
             are twice in the set.
         seed: of the crops.
-        augment: crop long clips at random places; else at the start.
+        augment: crop long clips at random positions; else at the start.
 
     Raises:
         SourceError: there are no clips, or none in this split.
     """
     if settings.label_sets and settings.targets is None:
         settings = resolve(settings)
-    return _split(settings, split, seed=seed, augment=augment)
-
-
-def _segments(recordings: Source, settings: Settings) -> Segments:
+    recordings = open_source(settings.source, settings.corrupt)
     if settings.long == "crop":
-        return whole(recordings)
-    return cut(recordings, settings.min_samples, settings.max_samples, settings.val_share)
-
-
-def _split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = False) -> Clips:
-    segments = _segments(open_source(settings.source, settings.corrupt), settings)
+        segments = whole(recordings)
+    else:
+        segments = cut(recordings, settings.min_samples, settings.max_samples, settings.val_share)
     source = segments.source
     long_enough = source.lengths >= settings.min_samples
     if not long_enough.any():
-        raise SourceError(_nothing(source, settings))
+        longest = float(source.lengths.max()) / SAMPLE_RATE
+        raise SourceError(
+            f"{settings.source}: all {len(source.names)} clips are shorter than data.min_seconds="
+            f"{settings.min_seconds:g}; the longest lasts {longest:.2f} s. Set data.min_seconds lower, or give longer "
+            "recordings."
+        )
     short = f"Those of this split are all shorter than data.min_seconds={settings.min_seconds:g}: set it lower."
     members = members_of(source, split, settings.val_share, settings.source, CLIPS, long_enough, short)
     return Clips(segments, members, settings, seed=seed, augment=augment)
-
-
-def _nothing(source: Source, settings: Settings) -> str:
-    longest = float(source.lengths.max()) / SAMPLE_RATE
-    return (
-        f"{settings.source}: all {len(source.names)} clips are shorter than data.min_seconds={settings.min_seconds:g}; "
-        f"the longest lasts {longest:.2f} s. Set data.min_seconds lower, or give longer recordings."
-    )
-
-
-def _too_short(source: Source, settings: Settings) -> list[Problem]:
-    short = (source.lengths < settings.min_samples).nonzero()[:, 0].tolist()
-    wanted = settings.min_samples / SAMPLE_RATE
-    return [
-        Problem(source.names[i], f"too short: {int(source.lengths[i]) / SAMPLE_RATE:.2f} s, less than {wanted:g} s")
-        for i in short
-    ]
 
 
 def resolve(settings: Settings) -> Settings:
@@ -309,7 +281,7 @@ def resolve(settings: Settings) -> Settings:
         LabelError: a label set is missing, damaged, or of other clips or another rate.
         UnmaskError: a label set is not the one whose targets `settings` holds.
     """
-    train = _split(replace(settings, label_sets=()), "train")
+    train = open_split(replace(settings, label_sets=()), "train")
     train[0, 0]
     if not all(part in CLIPS.sets for part in settings.source.split("+")):
         settings = absolute(settings)
@@ -335,16 +307,14 @@ def _check_covers(labels: LabelSet, segments: Segments, members: Int[Tensor, "n"
         source, members = segments.recordings, segments.recording[members].unique()
     ids, lengths = source.ids[members], source.lengths[members]
     names = dict(zip(ids.tolist(), members.tolist(), strict=True))
-    beyond = int(lengths.max()) + 1
-    labels.check_covers(ids, lengths, name, longest=beyond, name_of=lambda sample_id: source.names[names[sample_id]])
+    labels.check_covers(ids, lengths, name, lambda sample_id: source.names[names[sample_id]])
 
 
 def _check_targets(sets: list[LabelSet], settings: Settings) -> None:
-    found = tuple(target for labels in sets for target in labels.targets)
-    if found != settings.targets:
-        wanted = ", ".join(f"{t.name} ({t.classes} classes, codebook {t.digest})" for t in settings.targets or ())
-        got = ", ".join(f"{t.name} ({t.classes} classes, codebook {t.digest})" for t in found)
+    given, wanted = [target for labels in sets for target in labels.targets], list(settings.targets or ())
+    if given != wanted:
+        texts = [", ".join(f"{t.name} ({t.classes} classes, codebook {t.digest})" for t in x) for x in (given, wanted)]
         raise UnmaskError(
-            f"the label sets {', '.join(settings.label_sets)} hold {got}; the run was made with {wanted}. "
+            f"the label sets {', '.join(settings.label_sets)} hold {texts[0]}; the run was made with {texts[1]}. "
             "Put the old label sets back, or start a new run"
         )

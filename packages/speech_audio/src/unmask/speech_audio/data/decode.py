@@ -32,7 +32,7 @@ FULL_SCALE = 32767 / 32768
 CLIPPED_SHARE = 0.01
 _WIDTH = 6  # zero crossings on either side of the resampling filter: torchaudio's default
 _LARGEST = 640  # denominator of a resampling ratio; see `ratio`
-_MP3_LEAD = 10  # seconds decoded before a part of an mp3; its frames lean on those before, 20 or so at a low bit rate
+_MP3_LEAD = 10  # seconds decoded before a part of an mp3; its frames need those before, 20 or so at a low bit rate
 _ONE_AT_A_TIME = threading.Lock()  # stderr is one for all threads
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # what a program that wrote a wav to a pipe leaves in its header
 
@@ -53,8 +53,8 @@ class Header:
 
     @property
     def samples(self) -> int:
-        """Samples at 16 kHz."""
-        return resampled_length(self.frames, self.rate)
+        """Samples at 16 kHz, rounded up."""
+        return math.ceil(self.frames / ratio(self.rate)) if self.rate > 0 else 0
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,6 @@ def ratio(rate: int) -> Fraction:
     nearest ratio is off by 0.08 % at the very worst, a hundredth of a semitone.
     """
     return Fraction(rate, SAMPLE_RATE).limit_denominator(_LARGEST)
-
-
-def resampled_length(frames: int, rate: int) -> int:
-    """Samples at 16 kHz of so many at `rate`: the quotient, rounded up."""
-    return math.ceil(frames / ratio(rate)) if rate > 0 else 0
 
 
 def resample(audio: Float[Tensor, "frames"], rate: int) -> Float[Tensor, "samples"]:
@@ -150,13 +145,13 @@ def read(file: Path | BinaryIO, header: Header, start: int = 0, stop: int | None
 
 def _frames(sound: Any, begin: int, end: int) -> Float[np.ndarray, "frames channels"]:
     """Frames `begin` to `end`."""
-    at = begin
+    position = begin
     if begin and sound.format == "MP3":
         lead = min(begin, _MP3_LEAD * sound.samplerate)
         with _silence():
             _read_frames(sound, begin - lead, lead)
-        at = 0  # the decoder is there
-    frames = _read_frames(sound, at, end - begin)
+        position = 0  # the decoder is there
+    frames = _read_frames(sound, position, end - begin)
     if len(frames) < end - begin:
         raise CorruptSampleError(
             f"damaged: ends after {(begin + len(frames)) / sound.samplerate:.2f} of {end / sound.samplerate:.2f} s"
@@ -166,7 +161,7 @@ def _frames(sound: Any, begin: int, end: int) -> Float[np.ndarray, "frames chann
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing on stderr: libmpg123 complains there of every frame that leans on frames before the place sought."""
+    """Nothing on stderr: libmpg123 complains there of every frame that needs frames before the position sought."""
     with _ONE_AT_A_TIME, open(os.devnull, "wb") as nowhere:
         stderr = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
@@ -204,20 +199,19 @@ def _text(error: Exception) -> str:
 def _check_whole(stream: BinaryIO, head: bytes, size: int) -> None:
     """Complain of a wav that is shorter than it says, and of an ogg without its last page: libsndfile accepts both."""
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        at = 12
-        while at + 8 <= size:
-            stream.seek(at)
+        offset = 12
+        while offset + 8 <= size:
+            stream.seek(offset)
             name, length = struct.unpack("<4sI", stream.read(8))
             if name == b"data":
-                if length not in _UNKNOWN_SIZE and at + 8 + length > size:
-                    raise CorruptSampleError(f"cut off: {size - at - 8:,} of {length:,} bytes of samples are there")
+                if length not in _UNKNOWN_SIZE and offset + 8 + length > size:
+                    raise CorruptSampleError(f"cut off: {size - offset - 8:,} of {length:,} bytes of samples are there")
                 return
-            at += 8 + length + length % 2
+            offset += 8 + length + length % 2
     if head[:4] == b"OggS":
         stream.seek(max(size - 65_536, 0))
         tail = stream.read(65_536)  # no page is longer than 65,307 bytes
-        page = tail[
-            tail.rfind(b"OggS") :
-        ]  # flags in byte 5 (4: the last page), pieces in byte 26, their sizes after it
+        # In a page, flags are in byte 5 (4: the last page), the number of pieces in byte 26, and their sizes after it.
+        page = tail[tail.rfind(b"OggS") :]
         if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
             raise CorruptSampleError("cut off: the last page of the ogg stream is missing")

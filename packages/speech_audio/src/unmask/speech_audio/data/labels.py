@@ -14,7 +14,6 @@ It appears under its name when it is whole. Arrays are memory-mapped, so a large
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from unmask.core.errors import UnmaskError
 from unmask.speech_audio.data.frames import SAMPLE_RATE
 
 FORMAT = 1
+HEADER = 128  # bytes before the elements in an .npy file
 _ROWS = 1 << 22  # rows looked at in one piece
 SLACK = 0.1  # seconds by which labels may be shorter or longer than their clip
 RATES = "The rate is 50 for features of a model and 100 for MFCC, log-mel and prosody"
@@ -58,32 +58,29 @@ class Target:
     digest: str
 
 
+@dataclass(frozen=True, eq=False)
 class LabelSet:
     """The labels of many clips, by sample id. Open one with `LabelSet.open`.
 
     Args:
-        folder: where it lies.
+        folder: of its files.
         labels: all labels.
         ids: sample ids, sorted.
         spans: first row and last row + 1 of each id.
         targets: one per stream; all of one rate.
         digest: changes with any label, id or codebook.
         info: what it was made from; ``info["diagnostics"]`` where they were computed; ``info["unreadable"]``, the ids
-            of clips that could not be decoded, whose labels are empty.
+            of clips that could not be decoded, whose labels are empty; ``info["teacher"]``, the digest of the model
+            whose features were clustered, None where there was none.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        labels: Int[np.ndarray, "total streams"],
-        ids: Int[np.ndarray, "clips"],
-        spans: Int[np.ndarray, "clips 2"],
-        targets: tuple[Target, ...],
-        digest: str,
-        info: dict[str, Any],
-    ) -> None:
-        self.folder, self.labels, self.ids, self.spans = folder, labels, ids, spans
-        self.targets, self.digest, self.info = targets, digest, info
+    folder: Path
+    labels: Int[np.ndarray, "total streams"]
+    ids: Int[np.ndarray, "clips"]
+    spans: Int[np.ndarray, "clips 2"]
+    targets: tuple[Target, ...]
+    digest: str
+    info: dict[str, Any]
 
     @property
     def rate(self) -> float:
@@ -152,13 +149,7 @@ class LabelSet:
         return self.labels[start:stop]
 
     def check_covers(
-        self,
-        ids: Int[Tensor, "n"],
-        lengths: Int[Tensor, "n"],
-        source: str,
-        *,
-        longest: int | None = None,
-        name_of: Callable[[int], str] = lambda sample_id: f"sample id {sample_id}",
+        self, ids: Int[Tensor, "n"], lengths: Int[Tensor, "n"], source: str, name_of: Callable[[int], str]
     ) -> None:
         """Check, before training, that these labels are labels of these clips.
 
@@ -167,18 +158,14 @@ class LabelSet:
 
         Args:
             ids: sample ids of the clips.
-            lengths: samples of each clip at 16 kHz.
+            lengths: samples of each whole clip at 16 kHz.
             source: the data's name, for the message.
-            longest: lengths were capped at so many samples; a clip as long as that may have more labels. None: the
-                longest length here, since a clip that lost its end cannot be told from one that ends there.
             name_of: what to call a clip in a message.
 
         Raises:
             LabelError: what does not fit, for which clip, and what to do.
         """
-        wanted, samples = ids.cpu().numpy(), lengths.cpu().numpy()
-        if not len(wanted):
-            return
+        wanted, seconds = ids.cpu().numpy(), lengths.cpu().numpy() / SAMPLE_RATE
         rows = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
         missing = np.flatnonzero(self.ids[rows] != wanted)
         if len(missing):
@@ -186,34 +173,18 @@ class LabelSet:
                 f"{len(missing)} of {len(wanted)} clips of {source} have no labels in {self.folder}, the first is "
                 f"{name_of(int(wanted[missing[0]]))}. Make the labels again from this source, all splits included"
             )
-        self._check_durations(wanted, samples, rows, source, longest, name_of)
-        self._check_range()
-
-    def _check_durations(
-        self,
-        ids: Int[np.ndarray, "n"],
-        samples: Int[np.ndarray, "n"],
-        rows: Int[np.ndarray, "n"],
-        source: str,
-        longest: int | None,
-        name_of: Callable[[int], str],
-    ) -> None:
-        got = self.spans[rows, 1] - self.spans[rows, 0]
-        seconds = samples / SAMPLE_RATE
-        over = got / self.rate - seconds
-        over[np.isin(ids, self.info.get("unreadable", []))] = 0
-        capped = samples >= (samples.max() if longest is None else longest)
-        if longest is None and capped.all():
-            capped[:] = False
-        wrong = np.flatnonzero((over < -SLACK) | ((over > SLACK) & ~capped))
+        counts = self.spans[rows, 1] - self.spans[rows, 0]
+        readable = ~np.isin(wanted, self.info.get("unreadable", []))
+        wrong = np.flatnonzero(readable & (np.abs(counts / self.rate - seconds) > SLACK))
         if len(wrong):
             i = wrong[0]
             raise LabelError(
-                f"{self.folder} has {got[i]} labels for {name_of(int(ids[i]))} of {source}, which lasts "
+                f"{self.folder} has {counts[i]} labels for {name_of(int(wanted[i]))} of {source}, which lasts "
                 f"{seconds[i]:.2f} s: expected about {round(seconds[i] * self.rate)} at the set's rate of "
-                f"{self.rate:g} labels per second, got {got[i] / seconds[i]:.1f} per second "
-                f"({len(wrong)} of {len(ids)} clips differ). {RATES}; or the labels are of other recordings"
+                f"{self.rate:g} labels per second, got {counts[i] / seconds[i]:.1f} per second "
+                f"({len(wrong)} of {len(wanted)} clips differ). {RATES}; or the labels are of other recordings"
             )
+        self._check_range()
 
     def _check_range(self) -> None:
         classes = np.array([target.classes for target in self.targets])
@@ -227,20 +198,6 @@ class LabelSet:
                     f"0 to {target.classes - 1}. The files are damaged: make the labels again"
                 )
 
-    def check_teacher(self, digest: str) -> None:
-        """Check that the labels come from features of the model with this digest.
-
-        Raises:
-            LabelError: they were made with another model, or without one.
-        """
-        teacher = self.info.get("teacher")
-        if teacher != digest:
-            made = f"features of model {teacher}" if teacher else "no model's features"
-            raise LabelError(
-                f"label set {self.folder} was made from {made}; expected those of model {digest}. "
-                "Make the labels again with that model, or give the model that they were made with"
-            )
-
 
 def _load(path: Path) -> Any:
     try:
@@ -248,16 +205,9 @@ def _load(path: Path) -> Any:
     except FileNotFoundError:
         raise LabelError(f"label set {path.parent}: {path.name} is missing. Make the labels again") from None
     except (OSError, ValueError, EOFError, SyntaxError) as error:
-        if _is_empty(path):
+        if path.is_file() and path.stat().st_size == HEADER:  # older NumPy cannot map an array without elements
             raise empty_error(path.parent) from None
         raise LabelError(f"label set {path.parent}: {path.name} is damaged ({error}). Make the labels again") from None
-
-
-def _is_empty(path: Path) -> bool:
-    """An array without elements cannot be mapped."""
-    with contextlib.suppress(OSError, ValueError, EOFError, SyntaxError):
-        return bool(np.load(path, allow_pickle=False).size == 0)
-    return False
 
 
 def empty_error(folder: Path) -> LabelError:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from unmask.speech_audio.data.decode import SUFFIXES
 
 _LIBRISPEECH = re.compile(r"(?:^|.*/)(\d+)/(\d+)/\1([-_])\2\3\d+\.\w+$")
 _LIBRILIGHT = re.compile(r"(?:^|.*/)(\d+)/[^/]+/[^/]+\.\w+$")
-_NEARLY = 0.99  # of the files
+_NEARLY = 0.99  # of the files: a stray one in a hundred must not cost the others their speakers
 _COMMON_VOICE = ("train", "dev", "test")
 
 Values = list[str | None]
@@ -52,35 +53,30 @@ class Listing:
     witnesses: list[Path] = field(default_factory=list)
 
 
-def describe(root: Path, names: list[str], others: set[str]) -> Listing:
+def describe(root: Path, names: list[str], other_files: set[str]) -> Listing:
     """The layout of the sound files `names` below a folder.
 
     Args:
         root: the folder.
         names: paths of the sound files below it.
-        others: paths of all other files below it.
+        other_files: paths of all other files below it.
     """
     if not names:
         return Listing(names)
-    matches = [_LIBRISPEECH.match(name) for name in names]
-    if _nearly_all(matches):
-        texts = _transcripts(root, [name for name in others if name.endswith((".trans.txt", "transcripts.txt"))])
+    described = {name.removesuffix(".json") for name in other_files if name.endswith(".json")}
+    librispeech = [_LIBRISPEECH.match(name) for name in names]
+    librilight = [_LIBRILIGHT.match(name) if name.rpartition(".")[0] in described else None for name in names]
+    for matches in (librispeech, librilight):
+        if sum(match is not None for match in matches) < _NEARLY * len(matches):
+            continue
+        transcripts = [name for name in other_files if name.endswith((".trans.txt", "transcripts.txt"))]
+        texts = _transcripts(root, transcripts)
         said: Values = [texts.get(Path(name).stem) for name in names]
         speakers: Values = [match[1] if match else None for match in matches]
         return Listing(names, {"speaker": speakers}, said if any(said) else None, _prefix_splits(names, matches))
-    matches = [_LIBRILIGHT.match(name) for name in names]
-    matches = [m if f"{n.rpartition('.')[0]}.json" in others else None for n, m in zip(names, matches, strict=True)]
-    if _nearly_all(matches):
-        speakers = [match[1] if match else None for match in matches]
-        return Listing(names, {"speaker": speakers}, None, _prefix_splits(names, matches))
     given, rest = split_folders(names)
     classes = _class_folders(rest)
     return Listing(names, {"class": classes} if classes else {}, None, given)
-
-
-def _nearly_all(matches: list[re.Match[str] | None]) -> bool:
-    """Whether names follow a layout; a stray file in a hundred must not cost the others their speakers."""
-    return sum(match is not None for match in matches) >= _NEARLY * len(matches)
 
 
 def _prefix_splits(names: list[str], matches: list[re.Match[str] | None]) -> list[int | None] | None:
@@ -118,27 +114,24 @@ def common_voice(root: Path) -> Listing | None:
     if not (root / "clips").is_dir():
         return None
     tables = [root / f"{split}.tsv" for split in _COMMON_VOICE if _is_common_voice(root / f"{split}.tsv")]
-    if not tables or not _is_common_voice(root / "train.tsv"):
+    has_splits = root / "train.tsv" in tables
+    if not has_splits:
         tables = [root / "validated.tsv"] if _is_common_voice(root / "validated.tsv") else []
-    names, speakers, texts, given = [], [], [], []
-    for table in tables:
-        lines = _lines(table)
-        columns = {name: i for i, name in enumerate(lines[0].split("\t"))}
-        for line in lines[1:]:
-            cells = line.split("\t")
-            if len(cells) <= max(columns["path"], columns["client_id"]):
-                continue  # the rest of a sentence with a line break in it
-            path = cells[columns["path"]]
-            names.append(f"clips/{path if path.lower().endswith(SUFFIXES) else path + '.mp3'}")
-            speakers.append(cells[columns["client_id"]] or None)
-            texts.append(
-                cells[columns["sentence"]] if "sentence" in columns and columns["sentence"] < len(cells) else None
-            )
-            given.append(split_of(table.stem))
     if not tables:
         return None
-    has_splits = tables[0].stem != "validated"
+    rows = [(split_of(table.stem), row) for table in tables for row in _rows(table)]
+    paths = [row["path"] for _, row in rows]
+    names = [f"clips/{path if path.lower().endswith(SUFFIXES) else path + '.mp3'}" for path in paths]
+    speakers = [row["client_id"] or None for _, row in rows]
+    texts = [row.get("sentence") for _, row in rows]
+    given = [split for split, _ in rows]
     return Listing(names, {"speaker": speakers}, texts, given if has_splits else None, witnesses=tables)
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    """The rows of a Common Voice table; the rest of a sentence with a line break in it is no row."""
+    rows = csv.DictReader(_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [row for row in rows if row["path"] is not None and row["client_id"] is not None]
 
 
 def _first_line(path: Path) -> str:
@@ -159,33 +152,43 @@ def is_manifest(path: Path) -> bool:
     return bool(first) and "\t" not in first
 
 
+def read_manifest(path: Path) -> tuple[Path, list[str], list[int]]:
+    """The folder of a manifest, and the paths below it with their numbers of samples.
+
+    Raises:
+        ValueError: there is no folder in the first line, or another line is not ``path<TAB>samples``.
+    """
+    first, *lines = path.read_text(encoding="utf-8").split("\n")  # as `_lines`, but they are counted in the messages
+    if not first.strip():
+        raise ValueError(f"{path}: expected a folder in the first line, which is empty")
+    names, frames = [], []
+    for i, line in enumerate(lines, 2):
+        name, tab, count = line.rpartition("\t")
+        if not line.strip():
+            continue
+        if not tab or not count.strip().isdecimal():
+            raise ValueError(f"{path}, line {i}: expected path<tab>samples, got {line[:80]!r}")
+        names.append(name)
+        frames.append(int(count))
+    folder = Path(first.strip()).expanduser()
+    return folder if folder.is_absolute() else path.parent / folder, names, frames
+
+
 def manifests(paths: Sequence[Path]) -> tuple[Path, Listing]:
     """The folder and the clips of one manifest, or of several that are named after their splits.
 
     Raises:
-        ValueError: a line is not ``path<TAB>samples``, a path is there twice, or the folders differ; with the reason.
+        ValueError: see `read_manifest`; or a path is there twice, or the folders differ; with the reason.
     """
-    roots, names, frames, given = set(), [], [], []
-    for path in paths:
-        lines = path.read_text(encoding="utf-8").split("\n")  # as `_lines`, but they are counted in the messages
-        if not lines[0].strip():
-            raise ValueError(f"{path}: expected a folder in the first line, which is empty")
-        folder = Path(lines[0].strip()).expanduser()
-        roots.add(folder if folder.is_absolute() else path.parent / folder)
-        for i, line in enumerate(lines[1:], 2):
-            name, tab, count = line.rpartition("\t")
-            if not line.strip():
-                continue
-            if not tab or not count.strip().isdecimal():
-                raise ValueError(f"{path}, line {i}: expected a path, a tab and a number of samples, got {line[:80]!r}")
-            names.append(name)
-            frames.append(int(count))
-            given.append(split_of(path.stem.split("_")[0].split("-")[0]))
+    parts = [read_manifest(path) for path in paths]
+    roots = {root for root, _, _ in parts}
     if len(roots) != 1:
         raise ValueError(f"the manifests name different folders: {', '.join(sorted(map(str, roots)))}")
+    names = [name for _, part, _ in parts for name in part]
     if len(set(names)) < len(names):
-        twice = Counter(names).most_common(1)[0][0]
-        raise ValueError(f"{twice} is there twice")
-    root = roots.pop()
-    splits = given if len(paths) > 1 and None not in given else None
-    return root, Listing(names, {}, None, splits, frames, list(paths))
+        raise ValueError(f"{Counter(names).most_common(1)[0][0]} is there twice")
+    splits = [split_of(re.split("[_-]", path.stem)[0]) for path in paths]
+    given = [split for split, (_, part, _) in zip(splits, parts, strict=True) for _ in part]
+    frames = [count for _, _, counts in parts for count in counts]
+    named = len(paths) > 1 and None not in given
+    return roots.pop(), Listing(names, {}, None, given if named else None, frames, list(paths))

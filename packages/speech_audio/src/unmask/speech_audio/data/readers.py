@@ -33,7 +33,7 @@ class HeaderReader:
 class JoinedReader:
     """Reads from several sources, one after the other."""
 
-    def __init__(self, readers: list[Reader], sizes: list[int]) -> None:
+    def __init__(self, readers: Sequence[Reader], sizes: Sequence[int]) -> None:
         self.readers, self.starts = readers, np.cumsum([0, *sizes])
 
     def __call__(self, index: int, start: int, stop: int) -> Sound:

@@ -1,10 +1,8 @@
 """Long recordings as several samples: cut into segments that together are the whole recording.
 
-A recording of more than `max_samples` becomes as few segments of at most that length as will cover it, all of about
-the same length, so that there is no short rest: 60 s are 4 segments of 15 s where 15.6 are allowed. They begin on the
-frame grid (every 320 samples), where labels of 50 and 100 a second have a label beginning, too. Only where even
-segments would be shorter than `min_samples` (which takes a minimum of about half the maximum or more) are all
-`max_samples` long, and the rest at the end is left out.
+A recording of more than `max_samples` becomes as few segments of about the same length as will cover it, see
+`unmask.core.data.lengths`: 60 s are 4 segments of 15 s where 15.6 are allowed. They begin on the frame grid (every 320
+samples), where labels of 50 and 100 a second have a label beginning, too.
 
 A shorter recording stays one sample, with the id that its name gives it; a segment's id follows from the recording's id
 and the segment's number.
@@ -20,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from unmask.core.data.lengths import cut_lengths
 from unmask.core.randomness import Key
 from unmask.speech_audio.data.decode import Sound
 from unmask.speech_audio.data.frames import HOP, SAMPLE_RATE
@@ -61,21 +60,13 @@ def cut(recordings: Source, min_samples: int, max_samples: int, val_share: float
         max_samples: no segment is longer; at least `min_samples`.
         val_share: see `Source.splits`.
     """
-    long = recordings.lengths > max_samples
-    if not long.any():
+    if not (recordings.lengths > max_samples).any():
         return whole(recordings)
-    count, even = _count(recordings.lengths, long, min_samples, max_samples)
-    recording = torch.arange(len(count)).repeat_interleave(count)
-    number = torch.arange(len(recording)) - (count.cumsum(0) - count)[recording]
-    lengths, long, even, count = recordings.lengths[recording], long[recording], even[recording], count[recording]
-
-    def edge(number: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-        share = _hops(lengths) * number // count * HOP
-        return torch.where(even, share, number * max_samples).minimum(lengths)
-
-    starts, stops = edge(number), edge(number + 1)
+    parts = cut_lengths(recordings.lengths, min_samples, max_samples, HOP)
+    recording, starts, stops = parts.sample, parts.starts, parts.stops
+    long = recordings.lengths[recording] > max_samples
     ids = recordings.ids[recording]
-    own = Key.of(0, ids, number).stream("segment").bits(1)[:, 0] & _POSITIVE
+    own = Key.of(0, ids, parts.number).stream("segment").bits(1)[:, 0] & _POSITIVE
     known = zip(recording.tolist(), long.tolist(), strict=True)
     source = Source(
         names=_Names(recordings.names, recording, starts, stops, long),
@@ -90,22 +81,6 @@ def cut(recordings: Source, min_samples: int, max_samples: int, val_share: float
         own_ids=torch.where(long, own, ids),
     )
     return Segments(source, recordings, recording, starts)
-
-
-def _hops(lengths: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """Steps of the frame grid that cover so many samples."""
-    return (lengths + HOP - 1) // HOP
-
-
-def _count(
-    lengths: Int[Tensor, "n"], long: Bool[Tensor, "n"], min_samples: int, max_samples: int
-) -> tuple[Int[Tensor, "n"], Bool[Tensor, "n"]]:
-    """Into how many segments each recording is cut, and whether into even ones."""
-    hops, most = _hops(lengths), max_samples // HOP
-    count = torch.where(long, (hops + most - 1) // most, 1)
-    shortest = (hops // count * HOP).minimum(lengths - hops * (count - 1) // count * HOP)
-    even = ~long | (shortest >= min_samples)
-    return torch.where(even, count, lengths // max_samples), even
 
 
 @dataclass(frozen=True)
@@ -137,8 +112,8 @@ class _Reader:
     starts: Int[Tensor, "n"]
 
     def __call__(self, index: int, start: int, stop: int) -> Sound:
-        at = int(self.starts[index])
-        return self.read(int(self.recording[index]), at + start, at + stop)
+        offset = int(self.starts[index])
+        return self.read(int(self.recording[index]), offset + start, offset + stop)
 
 
 def describe(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unmask.core.data import headers, sources
 from unmask.core.data.carriers import cache_dir
-from unmask.core.data.folders import Place, sort_classes, split_packs
+from unmask.core.data.folders import Place, index_labels, split_packs
 from unmask.core.data.kinds import Kind, SourceError
 from unmask.core.data.shards import ShardReader, index_all
 from unmask.core.data.sources import FileReader, sift, take
@@ -24,7 +24,7 @@ from unmask.core.randomness import stable_id
 from unmask.speech_audio.data import layouts
 from unmask.speech_audio.data.decode import SUFFIXES, Header, examine
 from unmask.speech_audio.data.embedded.sets import EMBEDDED, load
-from unmask.speech_audio.data.layouts import Listing, Values
+from unmask.speech_audio.data.layouts import Listing
 from unmask.speech_audio.data.readers import HeaderReader, JoinedReader, decode
 
 _SPEAKERS = 3  # fewer cannot be shared out among train, val and test
@@ -107,7 +107,20 @@ def open_source(source: str, corrupt: str) -> Source:
 
 @lru_cache(maxsize=2)
 def _open_sets(names: tuple[str, ...], cache: Path) -> Source:
-    return _join([_embedded(name) for name in names])
+    """Embedded sets, joined where there are several; what one of them does not know is -1."""
+    sets = [load(name) for name in names]
+    keys = dict.fromkeys(key for part in sets for key in part.labels)
+    columns = {key: [v for part in sets for v in part.labels.get(key, [None] * len(part.names))] for key in keys}
+    attributes, values = index_labels(columns)
+    return Source(
+        names=[name for part in sets for name in part.names],
+        lengths=torch.cat([torch.from_numpy(np.diff(part.audio.offsets)) for part in sets]),
+        read=JoinedReader(sets, [len(part.names) for part in sets]),
+        attributes=attributes,
+        values=values,
+        texts=[text for part in sets for text in part.texts],
+        codes=torch.cat([part.codes for part in sets]),
+    )
 
 
 def _open_place(place: Place) -> Source:
@@ -145,16 +158,18 @@ def _open_manifests(place: Place, lists: list[Path]) -> Source:
 
 def _open_files(root: Path, listing: Listing) -> Source:
     facts = headers.scan(root, listing.names, CLIPS)
-    found = [entry if isinstance(entry, str) else Header(**entry) for entry in facts]
-    if listing.frames is not None:
-        found = [_agrees(header, count) for header, count in zip(found, listing.frames, strict=True)]
-    good, problems = sift(listing.names, found)
-    known = [header for header in found if isinstance(header, Header)]
+    examined = [entry if isinstance(entry, str) else Header(**entry) for entry in facts]
+    for i, count in enumerate(listing.frames or ()):
+        header = examined[i]
+        if isinstance(header, Header) and header.frames != count:
+            examined[i] = f"has {header.frames} samples, the manifest says {count}"
+    good, problems = sift(listing.names, examined)
+    known = [header for header in examined if isinstance(header, Header)]
     names = take(listing.names, good)
     attributes, values = index_labels({key: take(column, good) for key, column in listing.labels.items()})
     return Source(
         names=names,
-        lengths=_lengths(known),
+        lengths=torch.tensor([header.samples for header in known], dtype=torch.int64),
         read=HeaderReader(FileReader(root, names, decode), known),
         attributes=attributes,
         values=values,
@@ -162,32 +177,6 @@ def _open_files(root: Path, listing: Listing) -> Source:
         given=None if listing.given is None else take(listing.given, good),
         problems=problems,
     )
-
-
-def _lengths(headers: Sequence[Header]) -> Int[Tensor, "n"]:
-    return torch.tensor([header.samples for header in headers], dtype=torch.int64)
-
-
-def _agrees(header: Header | str, count: int) -> Header | str:
-    if isinstance(header, Header) and header.frames != count:
-        return f"has {header.frames} samples, the manifest says {count}"
-    return header
-
-
-def index_labels(values: dict[str, Values]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Class indices and names from one class name per clip, None (index -1) where it is not known.
-
-    What nothing is known of is left out.
-    """
-    labels, classes = {}, {}
-    for key, names in values.items():
-        known = {name for name in names if name is not None}
-        if not known:
-            continue
-        classes[key] = sort_classes(known)
-        index: dict[str | None, int] = {name: i for i, name in enumerate(classes[key])}
-        labels[key] = torch.tensor([index.get(name, -1) for name in names])
-    return labels, classes
 
 
 def _open_shards(place: Place, shards: list[str]) -> Source:
@@ -198,49 +187,11 @@ def _open_shards(place: Place, shards: list[str]) -> Source:
     known = [Header(**member.facts) for member in members]
     return Source(
         names=names,
-        lengths=_lengths(known),
+        lengths=torch.tensor([header.samples for header in known], dtype=torch.int64),
         read=HeaderReader(ShardReader(place.root, members, decode), known),
         attributes=attributes,
         values=values,
         texts=[member.about.get("text") for member in members],
         given=split_packs(names, [member.shard for member in members]),
         problems=problems,
-    )
-
-
-def _embedded(name: str) -> Source:
-    found = load(name)
-    attributes, values = index_labels(found.labels)
-    return Source(
-        names=found.names,
-        lengths=torch.from_numpy(np.diff(found.audio.offsets)),
-        read=found,
-        attributes=attributes,
-        values=values,
-        texts=found.texts,
-        codes=found.codes,
-    )
-
-
-def _join(joined: list[Source]) -> Source:
-    """Several embedded sets as one; what one of them does not know is -1."""
-    if len(joined) == 1:
-        return joined[0]
-    columns: dict[str, Values] = {key: [] for source in joined for key in source.attributes}
-    for source in joined:
-        for key, column in columns.items():
-            known = source.attributes.get(key)
-            if known is None:
-                column += [None] * len(source.names)
-            else:
-                column += [None if i < 0 else source.values[key][i] for i in known.tolist()]
-    attributes, values = index_labels(columns)
-    return Source(
-        names=[name for source in joined for name in source.names],
-        lengths=torch.cat([source.lengths for source in joined]),
-        read=JoinedReader([source.read for source in joined], [len(source.names) for source in joined]),
-        attributes=attributes,
-        values=values,
-        texts=[text for source in joined for text in source.texts],
-        codes=torch.cat([source.codes for source in joined if source.codes is not None]),
     )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from unmask.core.errors import UnmaskError
+from unmask.core.method import Features
 from unmask.core.nn.transformer import Block, Norm
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, num_frames
 
@@ -251,7 +252,7 @@ class SpeechEncoder(nn.Module):
                 f"clips of {audio.shape[1]} samples are shorter than one frame, which takes {RECEPTIVE_FIELD} samples "
                 "(25 ms at 16 kHz); leave them out or pad them with zeros"
             )
-        features = self.waveform(audio, lengths)
+        features = self.waveform(audio, lengths)  # [batch, frames, channels]
         if self.settings.feature_grad < 1 and torch.is_grad_enabled():
             features = _ScaleGradient.apply(features, self.settings.feature_grad)
         return features
@@ -301,7 +302,7 @@ class SpeechEncoder(nn.Module):
                 frame has no meaningful features.
         """
         features = self.waveform_features(audio, lengths)  # [batch, frames, channels]
-        return self.contextualise(features, frame_mask(audio.shape[1], lengths))
+        return self.contextualise(features, None if lengths is None else frame_mask(audio.shape[1], lengths))
 
     def states(
         self,
@@ -317,19 +318,23 @@ class SpeechEncoder(nn.Module):
             final_norm: for pre-norm, apply the final LayerNorm to the last one. HuBERT's clustering takes a layer
                 without it.
         """
-        valid = frame_mask(audio.shape[1], lengths)
+        valid = None if lengths is None else frame_mask(audio.shape[1], lengths)
         states = [self._embed(self.waveform_features(audio, lengths), valid)]
         for block in self.blocks:
-            states.append(self.layer_drop(states[-1], block(states[-1], valid=valid)))
+            states.append(self.layer_drop(states[-1], block(states[-1], valid=valid)))  # [batch, frames, dim]
         if final_norm and self.settings.norm == "pre":
             states[-1] = self.norm(states[-1])
         return states
 
 
-def frame_mask(samples: int, lengths: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch frames"] | None:
-    """True at the frames of a padded batch that are no padding; None where no lengths are given."""
-    if lengths is None:
-        return None
+def encode(encoder: SpeechEncoder, audio: Float[Tensor, "batch samples"], lengths: Int[Tensor, "batch"]) -> Features:
+    """One vector per 20 ms, nothing hidden; ``valid`` is False past a clip's end, and ``pooled`` leaves that out."""
+    tokens = encoder(audio, lengths)  # [batch, frames, dim]
+    return Features(tokens, (tokens.shape[1],), valid=frame_mask(audio.shape[1], lengths))
+
+
+def frame_mask(samples: int, lengths: Int[Tensor, "batch"]) -> Bool[Tensor, "batch frames"]:
+    """True at the frames of a padded batch of so many samples that lie within their clip."""
     return torch.arange(num_frames(samples), device=lengths.device) < num_frames(lengths)[:, None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,21 +27,6 @@ class Detail:
     bins: int = 80
     frames: int = 20_000
     strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-
-
-@dataclass(frozen=True)
-class DetailScore:
-    """What the probe reached.
-
-    Args:
-        last: R^2 of the last layer on the test frames; 1 is perfect, 0 is what the mean spectrum gets.
-        best: of the layer that is best on validation.
-        best_layer: which that is; 0 is the Transformer's input.
-    """
-
-    last: float
-    best: float
-    best_layer: int
 
 
 class Moments:
@@ -71,19 +56,20 @@ class Moments:
         self.yy += y.square().sum(0)
 
 
-def score(train: Moments, val: Moments, test: Moments, protocol: Detail | None = None) -> DetailScore:
-    """Fit every layer at every strength, choose on validation, score the last layer and the best one on test."""
+def score(train: Moments, val: Moments, test: Moments, protocol: Detail | None = None) -> dict[str, Any]:
+    """Fit every layer with every penalty, choose on validation, score the last layer and the best one on test.
+
+    Returns:
+        ``last``: R^2 of the last layer on the test frames (1 is perfect, 0 is what the mean spectrum gets);
+        ``best``: of the layer that is best on validation; ``best_layer``: which that is (0 is the Transformer's
+        input); ``test_frames``: how many there are.
+    """
     protocol = protocol or Detail()
-    layers = len(train.x)
-    chosen = [_best_fit(train, val, layer, protocol) for layer in range(layers)]
-    best = max(range(layers), key=lambda layer: chosen[layer][0])
-    last, top = (_r2(chosen[layer][1], test, layer) for layer in (layers - 1, best))
-    return DetailScore(last, top, best)
-
-
-def as_result(found: DetailScore, test: Moments) -> dict[str, Any]:
-    """A score for evaluation.json."""
-    return asdict(found) | {"test_frames": test.count}
+    layers = range(len(train.x))
+    chosen = [_best_fit(train, val, layer, protocol) for layer in layers]
+    best = max(layers, key=lambda layer: chosen[layer][0])
+    last, top = (_r2(chosen[layer][1], test, layer) for layer in (layers[-1], best))
+    return {"last": last, "best": top, "best_layer": best, "test_frames": test.count}
 
 
 Fit = tuple[Float[Tensor, "dim bins"], Float[Tensor, "bins"]]

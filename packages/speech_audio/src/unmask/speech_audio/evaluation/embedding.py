@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,24 +17,21 @@ from unmask.core.method import to_device
 from unmask.core.progress import Advance
 from unmask.core.training.checkpoint import LoadedRun
 from unmask.core.training.position import batches
-from unmask.speech_audio.data.clips import Clips, Settings, collate
-from unmask.speech_audio.evaluation.encoding import audio_settings, frame_mask, length_sorted
+from unmask.speech_audio.data.clips import Clips, collate
+from unmask.speech_audio.encoders.wav2vec2 import frame_mask
+from unmask.speech_audio.evaluation.encoding import audio_settings, length_sorted
 
 _WINDOW = 512  # clips sorted by length together and written in their order
 
 Rows = tuple[list[int], Float[Tensor, "n dim"]]
 
 
-def whole_recordings(settings: Settings) -> Settings:
-    """Settings that cut long recordings into segments, so that all of them is heard."""
-    return replace(settings, long="segments")
-
-
 @torch.inference_mode()
 def embeddings(encoder: Any, clips: Clips, device: torch.device, workers: int, advance: Advance) -> Iterator[Rows]:
     """Recordings, as indices, and means over their frames, window by window in the data's order, on the CPU."""
     recordings = [*clips.recordings.tolist(), len(clips.segments.recordings.names)]
-    means: dict[int, _Mean] = {}
+    totals: dict[int, Any] = {}  # sums over the frames of recordings that are not done yet, and how many there are
+    counts: Counter[int] = Counter()
     for start in range(0, len(clips), _WINDOW):
         window = torch.arange(start, min(start + _WINDOW, len(clips)))
         chunks = [window[torch.tensor(chunk)].tolist() for chunk in length_sorted(clips.lengths[window])]
@@ -41,31 +39,17 @@ def embeddings(encoder: Any, clips: Clips, device: torch.device, workers: int, a
         for batch, chunk in zip(loader, chunks, strict=True):
             wrong = stand_ins(batch, clips, chunk)
             moved = to_device(batch, device)
-            valid = frame_mask(moved)  # [clips, frames]
+            valid = frame_mask(moved.audio.shape[1], moved.lengths)  # [clips, frames]
             tokens = encoder(moved.audio, moved.lengths).float()  # [clips, frames, dim]
-            totals, frames = torch.where(valid[..., None], tokens, 0.0).sum(1).cpu(), valid.sum(1).tolist()
+            sums, frames = torch.where(valid[..., None], tokens, 0.0).sum(1).cpu(), valid.sum(1).tolist()
             for row, i in enumerate(chunk):
                 if wrong is None or not wrong[row]:
-                    means.setdefault(recordings[i], _Mean()).add(totals[row], frames[row])
+                    totals[recordings[i]] = totals.get(recordings[i], 0.0) + sums[row]
+                    counts[recordings[i]] += frames[row]
             advance(len(chunk))
-        done = sorted(recording for recording in means if recording < recordings[int(window[-1]) + 1])
+        done = sorted(recording for recording in totals if recording < recordings[int(window[-1]) + 1])
         if done:
-            yield done, torch.stack([means.pop(recording).value for recording in done])
-
-
-@dataclass
-class _Mean:
-    """The mean over a recording's frames, segment by segment."""
-
-    total: Float[Tensor, "dim"] | float = 0.0
-    frames: int = 0
-
-    def add(self, total: Float[Tensor, "dim"], frames: int) -> None:
-        self.total, self.frames = self.total + total, self.frames + frames
-
-    @property
-    def value(self) -> Any:
-        return self.total / max(self.frames, 1)
+            yield done, torch.stack([totals.pop(recording) / max(counts.pop(recording), 1) for recording in done])
 
 
 def recording_rows(run: LoadedRun, clips: Clips, device: torch.device, advance: Advance) -> Iterator[Named]:
@@ -80,4 +64,8 @@ def recording_rows(run: LoadedRun, clips: Clips, device: torch.device, advance: 
         yield recordings.ids[index].tolist(), [recordings.names[i] for i in index], x
 
 
-ENCODING = Encoding(settings=audio_settings, rows=recording_rows, embedded=whole_recordings)
+ENCODING = Encoding(
+    settings=audio_settings,
+    rows=recording_rows,
+    embedded=lambda settings: replace(settings, long="segments"),  # so that all of a long recording is heard
+)

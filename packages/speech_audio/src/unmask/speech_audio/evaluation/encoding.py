@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from unmask.core.data.lengths import by_length
 from unmask.core.evaluation.features import FeatureSplit, stand_ins
 from unmask.core.evaluation.weighted import layer_of
 from unmask.core.method import to_device
@@ -18,9 +19,10 @@ from unmask.core.progress import Advance
 from unmask.core.randomness import Key
 from unmask.core.training.position import batches
 from unmask.speech_audio.data.clips import AudioBatch, Clips, Settings, collate
-from unmask.speech_audio.data.frames import SAMPLE_RATE, num_frames
+from unmask.speech_audio.data.frames import SAMPLE_RATE
+from unmask.speech_audio.encoders.wav2vec2 import frame_mask
 from unmask.speech_audio.evaluation.detail import Detail, Moments
-from unmask.speech_audio.targets.features import LogMel, Mfcc
+from unmask.speech_audio.targets.features import log_mel, mfcc
 
 SHORTEST = 0.1  # seconds; shorter clips than those that are trained on are probed too
 BATCH_SECONDS = 30.0  # of padded audio encoded at a time
@@ -32,7 +34,7 @@ class ClipFeatures:
 
     Args:
         x: means over each clip's frames, all layers side by side.
-        index: the clips' places in their dataset; unreadable ones are missing.
+        index: of the clips in their dataset; unreadable ones are missing.
         ids: their sample ids.
         layers: how many.
         detail: sums for the probe of acoustic detail, where it was asked for.
@@ -50,27 +52,13 @@ class ClipFeatures:
         return layer_of(FeatureSplit(self.x, self.ids), -1, self.layers).x
 
 
-def length_sorted(lengths: Int[Tensor, "n"], seconds: float = BATCH_SECONDS) -> Iterator[list[int]]:
-    """Indices of clips in batches of about the same length, longest first; at most so many padded seconds in each.
-
-    Padding changes nothing in a clip's features, so this is for speed and memory alone.
-    """
-    order = lengths.argsort(descending=True, stable=True).tolist()
-    while order:
-        longest = int(lengths[order[0]])
-        size = max(1, int(seconds * SAMPLE_RATE) // max(longest, 1))
-        yield order[:size]
-        order = order[size:]
-
-
-def frame_mask(batch: AudioBatch) -> Bool[Tensor, "batch frames"]:
-    """Which frames lie within their clip."""
-    frames = torch.arange(num_frames(batch.audio.shape[1]), device=batch.audio.device)
-    return frames < num_frames(batch.lengths)[:, None]
+def length_sorted(lengths: Int[Tensor, "n"]) -> Iterator[list[int]]:
+    """Indices of clips in batches of about the same length, at most `BATCH_SECONDS` of padded audio in each."""
+    return by_length(lengths, int(BATCH_SECONDS * SAMPLE_RATE))
 
 
 def encode_clips(
-    encoders: Mapping[str, nn.Module],
+    encoders: Mapping[str, Any],
     clips: Clips,
     index: Int[Tensor, "n"],
     *,
@@ -100,19 +88,19 @@ def encode_clips(
     per_clip = math.ceil(detail.frames / max(len(index), 1)) if detail else 0
     pooled: dict[str, list[Tensor]] = {}
     moments: dict[str, Moments] = {}
-    places, ids = [], []
+    kept_rows, ids = [], []
     loader = batches(clips, [[(i, 0) for i in chunk] for chunk in chunks], collate, workers, pin=False)
     for batch, chunk in zip(loader, chunks, strict=True):
         wrong = stand_ins(batch, clips, chunk)
         keep = torch.ones(len(chunk), dtype=torch.bool) if wrong is None else ~wrong
-        places.append(torch.tensor(chunk)[keep])
+        kept_rows.append(torch.tensor(chunk)[keep])
         ids.append(batch.ids[keep])
         spectra = _baselines(batch) if baselines or detail is not None else {}
-        for name in spectra if baselines else ():
-            rows = torch.stack([torch.cat([x.mean(0), x.std(0, correction=0)]) for x in spectra[name]])
+        for name, waves in spectra.items() if baselines else ():
+            rows = torch.stack([torch.cat([x.mean(0), x.std(0, correction=0)]) for x in waves])
             pooled.setdefault(name, []).append(rows[keep])
         moved = to_device(batch, device)
-        valid = frame_mask(moved)
+        valid = frame_mask(moved.audio.shape[1], moved.lengths)
         chosen = _choose_frames(moved, valid & keep.to(device)[:, None], per_clip, seed)
         for name, encoder in encoders.items():
             states = _states(encoder, moved)
@@ -123,16 +111,13 @@ def encode_clips(
                 moments[name].add(states[:, chosen], _spectra_of(spectra["logmel"], moved, chosen.cpu()))
         if advance is not None:
             advance(len(chunk))
-    order = torch.cat(places).argsort()
-    kept, kept_ids = torch.cat(places)[order], torch.cat(ids)[order]
+    kept, order = torch.cat(kept_rows).sort()
+    kept_ids = torch.cat(ids)[order]
+    layers = {name: encoder.depth + 1 for name, encoder in encoders.items()}
     return {
-        name: ClipFeatures(torch.cat(rows)[order], kept, kept_ids, _layers(encoders.get(name)), moments.get(name))
+        name: ClipFeatures(torch.cat(rows)[order], kept, kept_ids, layers.get(name, 1), moments.get(name))
         for name, rows in pooled.items()
     }
-
-
-def _layers(encoder: Any) -> int:
-    return 1 if encoder is None else encoder.depth + 1
 
 
 @torch.inference_mode()
@@ -150,9 +135,8 @@ def _pool(
 
 
 def _baselines(batch: AudioBatch) -> dict[str, list[Float[Tensor, "frames dim"]]]:
-    mfcc, logmel = Mfcc(), LogMel()
     waves = [audio[:length] for audio, length in zip(batch.audio, batch.lengths.tolist(), strict=True)]
-    return {"mfcc": [mfcc(wave) for wave in waves], "logmel": [logmel(wave) for wave in waves]}
+    return {"mfcc": [mfcc(wave) for wave in waves], "logmel": [log_mel(wave) for wave in waves]}
 
 
 def _choose_frames(

@@ -1,7 +1,7 @@
 """The task ``representation`` of speech and sound.
 
 Four things are measured in the same way: the trained encoder, the same encoder at random initialisation, MFCC and
-log-mel energies. `unmask.speech_audio.evaluation.probes` and `unmask.speech_audio.evaluation.detail` say how.
+log-mel energies. `unmask.core.evaluation.attributes` and `unmask.speech_audio.evaluation.detail` say how.
 """
 
 from __future__ import annotations
@@ -9,31 +9,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from unmask.core.errors import UnmaskError
+from unmask.core.evaluation.attributes import SPLITS, Task, make_task, probe, probe_within
 from unmask.core.evaluation.knn import KNN
 from unmask.core.evaluation.linear import LinearProbe
 from unmask.core.evaluation.run import Job
+from unmask.core.evaluation.samples import spread
 from unmask.core.evaluation.weighted import WeightedProbe
 from unmask.core.progress import progress_bar
 from unmask.core.randomness import Key
 from unmask.speech_audio.data.clips import Clips, Settings, SourceError, open_split
-from unmask.speech_audio.evaluation import detail as acoustic
-from unmask.speech_audio.evaluation.detail import Detail
+from unmask.speech_audio.evaluation.detail import Detail, score
 from unmask.speech_audio.evaluation.encoding import ClipFeatures, encode_clips
-from unmask.speech_audio.evaluation.probes import (
-    SPLITS,
-    Task,
-    make_task,
-    probe,
-    probe_within,
-    spread,
-)
 from unmask.speech_audio.evaluation.tables import ROWS
 from unmask.speech_audio.evaluation.tables import measures as measures
 from unmask.speech_audio.evaluation.tables import study_table as study_table
@@ -75,8 +69,7 @@ def measure(job: Job) -> dict[str, Any]:
     """
     parts, held_out = _parts(job.data, job.seed)
     protocol = None if job.quick else Detail()
-    encoders: dict[str, nn.Module] = {name: method.encoder for name, method in job.methods.items()}
-    features = _encode(encoders, parts, job.references, protocol, job.device, job.seed, job.workers)
+    features = _encode(job, parts, protocol)
     job.name_left_out(*(part.clips for part in parts.values()))
     tasks = _tasks(parts, features["trained"], job.seed, within=not job.quick)
     note = {} if tasks.plain else {"note": _no_labels(job.data.source, tasks.skipped)}
@@ -99,7 +92,7 @@ def measure(job: Job) -> dict[str, Any]:
 def _parts(settings: Settings, seed: int) -> tuple[dict[str, _Part], list[str]]:
     """What is measured of each split, and which splits had to be held out of the training clips."""
     train = open_split(settings, "train")
-    order = Key.of(seed, train.ids).stream("measured clips").bits(1)[:, 0].argsort()
+    order = _ranked(train, seed)
     found: dict[str, Clips] = {}
     others: tuple[Literal["test", "val"], ...] = ("test", "val")
     for other in others:
@@ -112,7 +105,7 @@ def _parts(settings: Settings, seed: int) -> tuple[dict[str, _Part], list[str]]:
     parts: dict[str, _Part] = {}
     for name in held_out:
         parts[name], order = _Part(train, order[:count]), order[count:]
-    parts |= {name: _Part(clips, _measured(clips, seed)) for name, clips in found.items()}
+    parts |= {name: _Part(clips, _ranked(clips, seed)[:MOST_CLIPS].sort().values) for name, clips in found.items()}
     parts["train"] = _Part(train, order[:MOST_CLIPS].sort().values)
     empty = [name for name in SPLITS if not len(parts[name].index)]
     if empty:
@@ -123,26 +116,19 @@ def _parts(settings: Settings, seed: int) -> tuple[dict[str, _Part], list[str]]:
     return {name: parts[name] for name in SPLITS}, held_out
 
 
-def _measured(clips: Clips, seed: int) -> Int[Tensor, "n"]:
-    rank = Key.of(seed, clips.ids).stream("measured clips").bits(1)[:, 0]
-    return rank.argsort()[:MOST_CLIPS].sort().values
+def _ranked(clips: Clips, seed: int) -> Int[Tensor, "n"]:
+    """Indices of clips in an order that follows from seed and clip ids."""
+    return Key.of(seed, clips.ids).stream("measured clips").bits(1)[:, 0].argsort()
 
 
-def _encode(
-    encoders: Mapping[str, nn.Module],
-    parts: Mapping[str, _Part],
-    references: bool,
-    protocol: Detail | None,
-    device: torch.device,
-    seed: int,
-    workers: int,
-) -> Features:
-    features: Features = {name: {} for name in ROWS if references or name in encoders}
+def _encode(job: Job, parts: Mapping[str, _Part], protocol: Detail | None) -> Features:
+    encoders: dict[str, Any] = {name: method.encoder for name, method in job.methods.items()}
+    features: Features = {name: {} for name in ROWS if job.references or name in encoders}
     for split, part in parts.items():
         with progress_bar(f"encoding, {split}", len(part.index)) as advance:
             found = encode_clips(
-                encoders, part.clips, part.index, device=device, detail=protocol, seed=seed, workers=workers,
-                baselines=references, advance=advance,
+                encoders, part.clips, part.index, device=job.device, detail=protocol, seed=job.seed,
+                workers=job.workers, baselines=job.references, advance=advance,
             )  # fmt: skip
         for name, splits in features.items():
             splits[split] = found[name]
@@ -171,16 +157,13 @@ def _tasks(parts: Mapping[str, _Part], features: Mapping[str, ClipFeatures], see
             skipped[label] = task
     found: dict[str, dict[str, Task]] = {}
     if within and SPEAKER in labels:
-        names = first.classes[SPEAKER]
         speakers = [int(s) for s in labels[SPEAKER].unique() if s >= 0]
-        for label in labels if len(speakers) > 1 else ():
-            if label == SPEAKER:
-                continue
-            for s in speakers:
-                own = torch.where(labels[SPEAKER] == s, labels[label], -1)
-                task = make_task(own, split, ids, first.classes[label], seed=seed, own=True)
-                if isinstance(task, Task):
-                    found.setdefault(label, {})[names[s]] = task
+        contents = [label for label in labels if label != SPEAKER and len(speakers) > 1]
+        for label, s in product(contents, speakers):
+            own = torch.where(labels[SPEAKER] == s, labels[label], -1)
+            task = make_task(own, split, ids, first.classes[label], seed=seed, own=True)
+            if isinstance(task, Task):
+                found.setdefault(label, {})[first.classes[SPEAKER][s]] = task
     return _Tasks(plain, found, skipped)
 
 
@@ -201,8 +184,8 @@ def _rows(features: Features, tasks: _Tasks, protocol: Detail | None) -> dict[st
             moments = [found[s].detail for s in SPLITS]
             if protocol is not None and all(m is not None for m in moments):
                 train, val, test = (m for m in moments if m is not None)
-                row["detail"] = acoustic.as_result(acoustic.score(train, val, test, protocol), test)
-            rows[name] = row | spread(found["train"])
+                row["detail"] = score(train, val, test, protocol)
+            rows[name] = row | spread(found["train"].last)
     return rows
 
 

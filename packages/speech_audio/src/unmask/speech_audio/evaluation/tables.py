@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unmask.core.evaluation.tables import draw
+from unmask.core.evaluation.tables import draw, lookup
 
 ROWS = {"trained": "trained encoder", "random": "untrained encoder", "mfcc": "MFCC", "logmel": "log-mel"}
 
@@ -44,14 +44,8 @@ def measures(result: Mapping[str, Any]) -> list[Measure]:
     rows = result["rows"]
 
     def collect(*path: str, scale: float = 1.0) -> dict[str, float]:
-        found = {}
-        for name, row in rows.items():
-            value: Any = row
-            for key in path:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if value is not None:
-                found[name] = scale * value
-        return found
+        values = {name: lookup(row, *path) for name, row in rows.items()}
+        return {name: scale * value for name, value in values.items() if value is not None}
 
     lines = []
     for label in dict.fromkeys([*result["tasks"], *result["speakers"]]):

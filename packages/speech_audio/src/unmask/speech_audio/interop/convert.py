@@ -9,25 +9,25 @@ convolution's gain and direction are read under both of torch's spellings of wei
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
-from unmask.core.interop.weights import State, check_names
+from unmask.core.interop.names import Table, prefixed, read_table, write_table
+from unmask.core.interop.weights import State
 from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings
 
 WeightNorm = Literal["parametrizations", "weight_g"]
 
 _SPELLINGS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
-_HEAD = [
-    ("mask_embedding", "mask_generator.mask_embedding"),
-    ("label_embeddings", "logit_generator.label_embeddings"),
-    ("final_proj.weight", "logit_generator.final_proj.weight"),
-    ("final_proj.bias", "logit_generator.final_proj.bias"),
-]
+_HEAD: Table = {
+    "mask_embedding": ("mask_generator.mask_embedding",),
+    "label_embeddings": ("logit_generator.label_embeddings",),
+    "final_proj.weight": ("logit_generator.final_proj.weight",),
+    "final_proj.bias": ("logit_generator.final_proj.bias",),
+}
 _PARTS = {  # ours: (torchaudio's, transformers')
     "encoder.feature_norm": ("encoder.feature_projection.layer_norm", "feature_projection.layer_norm"),
     "encoder.feature_proj": ("encoder.feature_projection.projection", "feature_projection.projection"),
@@ -35,17 +35,15 @@ _PARTS = {  # ours: (torchaudio's, transformers')
 }
 _POSITIONS = ("encoder.transformer.pos_conv_embed.conv", "encoder.pos_conv_embed.conv")
 _BLOCKS = ("encoder.transformer.layers", "encoder.layers")
-_IN_BLOCK = [
-    ("norm1", ("layer_norm",)),
-    ("attn.qkv", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
-    ("attn.proj", ("attention.out_proj",)),
-    ("norm2", ("final_layer_norm",)),
-    ("mlp.fc1", ("feed_forward.intermediate_dense",)),
-    ("mlp.fc2", ("feed_forward.output_dense",)),
-]
+_IN_BLOCK: Table = {
+    "norm1": ("layer_norm",),
+    "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    "attn.proj": ("attention.out_proj",),
+    "norm2": ("final_layer_norm",),
+    "mlp.fc1": ("feed_forward.intermediate_dense",),
+    "mlp.fc2": ("feed_forward.output_dense",),
+}
 _TORCHAUDIO, _TRANSFORMERS = 0, 1
-
-Table = list[tuple[str, tuple[str, ...]]]  # our name, and theirs: three for a fused qkv
 
 
 def from_torchaudio(state: Mapping[str, Tensor]) -> State:
@@ -54,10 +52,10 @@ def from_torchaudio(state: Mapping[str, Tensor]) -> State:
     Raises:
         UnmaskError: lists the names that are unknown or missing.
     """
-    state = _modern(state)
+    state = _respell(state, _SPELLINGS)
     whole = any(name.startswith("wav2vec2.") for name in state)
     table = _encoder_table(_TORCHAUDIO, state, "wav2vec2." if whole else "", theirs=True)
-    return _read(state, table + [(ours, (name,)) for ours, name in _HEAD if whole], "torchaudio")
+    return read_table(state, table | (_HEAD if whole else {}), "torchaudio's HuBERT")
 
 
 def to_torchaudio(state: Mapping[str, Tensor], weight_norm: WeightNorm = "parametrizations") -> State:
@@ -76,7 +74,7 @@ def to_torchaudio(state: Mapping[str, Tensor], weight_norm: WeightNorm = "parame
         heads = state["final_proj.weight"].shape[0] // state["label_embeddings"].shape[1]
         if heads != 1:
             raise UnmaskError(f"torchaudio's HuBERT has one head and this one has {heads}; convert its encoder alone")
-    return _spelled(_write(state, table + [(ours, (name,)) for ours, name in _HEAD if whole]), weight_norm)
+    return _spelled(write_table(state, table | (_HEAD if whole else {}), "our HuBERT"), weight_norm)
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> State:
@@ -85,15 +83,15 @@ def from_transformers(state: Mapping[str, Tensor]) -> State:
     Raises:
         UnmaskError: lists the names that are unknown or missing.
     """
-    state = _modern(state)
+    state = _respell(state, _SPELLINGS)
     table = _encoder_table(_TRANSFORMERS, state, "", theirs=True)
     if "masked_spec_embed" in state:
-        table.append(("mask_embedding", ("masked_spec_embed",)))
-    return _read(state, table, "transformers")
+        table["mask_embedding"] = ("masked_spec_embed",)
+    return read_table(state, table, "transformers' HuBERT")
 
 
 def to_transformers(state: Mapping[str, Tensor], weight_norm: WeightNorm = "parametrizations") -> State:
-    """A transformers ``HubertModel`` from our weights: encoder and mask embedding. The head has no place there.
+    """A transformers ``HubertModel`` from our weights: encoder and mask embedding. The head is left out.
 
     Args:
         state: of a `HuBERT`, or its ``encoder.`` part.
@@ -105,8 +103,21 @@ def to_transformers(state: Mapping[str, Tensor], weight_norm: WeightNorm = "para
     kept = {name: t for name, t in state.items() if name.split(".")[0] not in ("label_embeddings", "final_proj")}
     table = _encoder_table(_TRANSFORMERS, kept, "", theirs=False)
     if "mask_embedding" in kept:
-        table.append(("mask_embedding", ("masked_spec_embed",)))
-    return _spelled(_write(kept, table), weight_norm)
+        table["mask_embedding"] = ("masked_spec_embed",)
+    return _spelled(write_table(kept, table, "our HuBERT"), weight_norm)
+
+
+_SETTINGS = {  # ours: a HubertConfig's
+    "conv_bias": "conv_bias", "dim": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
+    "positional_kernel": "num_conv_pos_embeddings", "positional_groups": "num_conv_pos_embedding_groups",
+    "input_dropout": "feat_proj_dropout", "dropout": "hidden_dropout", "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout", "layer_drop": "layerdrop",
+}  # fmt: skip
+_FIXED = {  # what our encoder always is
+    "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+    "feat_extract_activation": "gelu", "feat_proj_layer_norm": True, "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
+}  # fmt: skip
 
 
 def settings_from_transformers(config: Mapping[str, Any]) -> EncoderSettings:
@@ -117,45 +128,33 @@ def settings_from_transformers(config: Mapping[str, Any]) -> EncoderSettings:
     Raises:
         UnmaskError: lists what our encoder cannot be.
     """
-    channels = set(config.get("conv_dim", [512]))
-    needed = {
-        "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "hidden_act": "gelu", "layer_norm_eps": 1e-5,
-        "feat_extract_activation": "gelu", "feat_proj_layer_norm": True, "conv_pos_batch_norm": False,
-        "adapter_attn_dim": None,
-    }  # fmt: skip
-    given = {name: config.get(name, value) for name, value in needed.items()}
-    given |= {name: list(given[name]) for name in ("conv_kernel", "conv_stride")}
-    other = [f"{name} is {given[name]!r}, not {needed[name]!r}" for name in needed if given[name] != needed[name]]
-    if len(channels) > 1:
-        other.append("conv_dim has different widths")
-    if other:
-        raise UnmaskError("this configuration is no HuBERT that can be converted: " + "; ".join(other))
-    by_layer, dim = config.get("feat_extract_norm", "group") == "layer", config.get("hidden_size", 768)
+    from transformers import HubertConfig
+
+    given = HubertConfig().to_dict() | dict(config)
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    wrong = [f"{n} is {given[n]!r}, not {value!r}" for n, value in _FIXED.items() if given.get(n, value) != value]
+    if len(set(given["conv_dim"])) > 1:
+        wrong.append("conv_dim has different widths")
+    if wrong:
+        raise UnmaskError("this configuration is no HuBERT that can be converted: " + "; ".join(wrong))
+    by_layer = given["feat_extract_norm"] == "layer"
     return EncoderSettings(
-        channels=channels.pop(), extractor="layer_norm" if by_layer else "group_norm",
-        conv_bias=config.get("conv_bias", False), feature_grad=1.0 if by_layer else 0.1, dim=dim,
-        depth=config.get("num_hidden_layers", 12), heads=config.get("num_attention_heads", 12),
-        mlp_ratio=config.get("intermediate_size", 3072) / dim,
-        norm="pre" if config.get("do_stable_layer_norm", False) else "post",
-        positional_kernel=config.get("num_conv_pos_embeddings", 128),
-        positional_groups=config.get("num_conv_pos_embedding_groups", 16),
-        input_dropout=config.get("feat_proj_dropout", 0.0), dropout=config.get("hidden_dropout", 0.1),
-        attention_dropout=config.get("attention_dropout", 0.1),
-        activation_dropout=config.get("activation_dropout", 0.1), layer_drop=config.get("layerdrop", 0.1),
-    )  # fmt: skip
+        channels=given["conv_dim"][0],
+        extractor="layer_norm" if by_layer else "group_norm",
+        feature_grad=1.0 if by_layer else 0.1,
+        mlp_ratio=given["intermediate_size"] / given["hidden_size"],
+        norm="pre" if given["do_stable_layer_norm"] else "post",
+        **{ours: given[theirs] for ours, theirs in _SETTINGS.items()},
+    )
 
 
 def settings_to_transformers(settings: EncoderSettings) -> dict[str, Any]:
-    """The arguments of a ``HubertConfig`` for this encoder; `feature_grad` has no place there."""
+    """The arguments of a ``HubertConfig`` for this encoder; it has no `feature_grad`."""
     s = settings
-    return {
+    return {theirs: getattr(s, ours) for ours, theirs in _SETTINGS.items()} | {
         "conv_dim": [s.channels] * len(KERNELS), "conv_kernel": list(KERNELS), "conv_stride": list(STRIDES),
-        "conv_bias": s.conv_bias, "feat_extract_norm": "layer" if s.extractor == "layer_norm" else "group",
-        "hidden_size": s.dim, "num_hidden_layers": s.depth, "num_attention_heads": s.heads,
+        "feat_extract_norm": "layer" if s.extractor == "layer_norm" else "group", "layer_norm_eps": 1e-5,
         "intermediate_size": int(s.dim * s.mlp_ratio), "do_stable_layer_norm": s.norm == "pre",
-        "num_conv_pos_embeddings": s.positional_kernel, "num_conv_pos_embedding_groups": s.positional_groups,
-        "feat_proj_dropout": s.input_dropout, "hidden_dropout": s.dropout, "attention_dropout": s.attention_dropout,
-        "activation_dropout": s.activation_dropout, "layerdrop": s.layer_drop, "layer_norm_eps": 1e-5,
     }  # fmt: skip
 
 
@@ -166,56 +165,37 @@ def _encoder_table(side: int, state: Iterable[str], prefix: str, *, theirs: bool
     blocks, waveform, norm = (f"{prefix}{_BLOCKS[side]}", prefix + layers, "layer_norm")
     if not theirs:
         blocks, waveform, norm = "encoder.blocks", "encoder.waveform", "norm"
-    found = [re.match(re.escape(blocks) + r"\.(\d+)\.", name) for name in names]
-    depth = max((int(match[1]) + 1 for match in found if match), default=0)
+    matches = [re.match(re.escape(blocks) + r"\.(\d+)\.", name) for name in names]
+    depth = max((int(match[1]) + 1 for match in matches if match), default=0)
     normed = range(len(KERNELS)) if f"{waveform}.1.{norm}.weight" in names else range(1)
     biased = f"{waveform}.0.conv.bias" in names
 
-    modules: Table = [(ours, (prefix + pair[side],)) for ours, pair in _PARTS.items()]
-    modules += [(f"encoder.waveform.{i}.norm", (f"{prefix}{layers}.{i}.layer_norm",)) for i in normed]
+    modules: Table = {ours: (prefix + pair[side],) for ours, pair in _PARTS.items()}
+    modules |= {f"encoder.waveform.{i}.norm": (f"{prefix}{layers}.{i}.layer_norm",) for i in normed}
     for i in range(depth):
-        start = f"{prefix}{_BLOCKS[side]}.{i}."
-        modules += [(f"encoder.blocks.{i}.{ours}", tuple(start + t for t in many)) for ours, many in _IN_BLOCK]
-    table = [(f"{ours}.{kind}", tuple(f"{t}.{kind}" for t in many)) for ours, many in modules for kind in _KINDS]
+        modules |= prefixed(f"encoder.blocks.{i}.", f"{prefix}{_BLOCKS[side]}.{i}.", _IN_BLOCK)
+    table = {f"{ours}.{kind}": tuple(f"{t}.{kind}" for t in many) for ours, many in modules.items() for kind in _KINDS}
     for i in range(len(KERNELS)):
         for kind in _KINDS if biased else _KINDS[:1]:
-            table.append((f"encoder.waveform.{i}.conv.{kind}", (f"{prefix}{layers}.{i}.conv.{kind}",)))
+            table[f"encoder.waveform.{i}.conv.{kind}"] = (f"{prefix}{layers}.{i}.conv.{kind}",)
     for kind in ("bias", *_SPELLINGS.values()):
-        table.append((f"encoder.positions.conv.{kind}", (f"{prefix}{_POSITIONS[side]}.{kind}",)))
+        table[f"encoder.positions.conv.{kind}"] = (f"{prefix}{_POSITIONS[side]}.{kind}",)
     return table
 
 
 _KINDS = ("weight", "bias")
 
 
-def _read(state: Mapping[str, Tensor], table: Table, library: str) -> State:
-    check_names(state, [name for _, many in table for name in many], f"{library}'s HuBERT")
-    return {ours: state[many[0]] if len(many) == 1 else torch.cat([state[n] for n in many]) for ours, many in table}
-
-
-def _write(state: Mapping[str, Tensor], table: Table) -> State:
-    check_names(state, [ours for ours, _ in table], "our HuBERT")
-    split: State = {}
-    for ours, many in table:
-        parts = [state[ours]] if len(many) == 1 else [part.clone() for part in state[ours].chunk(len(many))]
-        split |= dict(zip(many, parts, strict=True))
-    return split
-
-
-def _modern(state: Mapping[str, Tensor]) -> State:
-    return _respell(state, lambda name: _replaced(name, _SPELLINGS))
-
-
 def _spelled(state: State, weight_norm: WeightNorm) -> State:
     if weight_norm == "parametrizations":
         return state
-    return _respell(state, lambda name: _replaced(name, {new: old for old, new in _SPELLINGS.items()}))
+    return _respell(state, {new: old for old, new in _SPELLINGS.items()})
 
 
-def _respell(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> State:
-    return {rename(name) if ".pos_conv_embed.conv." in name else name: tensor for name, tensor in state.items()}
-
-
-def _replaced(name: str, words: Mapping[str, str]) -> str:
-    start, _, end = name.partition(".pos_conv_embed.conv.")
-    return f"{start}.pos_conv_embed.conv.{words.get(end, end)}"
+def _respell(state: Mapping[str, Tensor], spellings: Mapping[str, str]) -> State:
+    """The state with other names for the gain and the direction of the positional convolution."""
+    out = {}
+    for name, tensor in state.items():
+        start, convolution, end = name.partition(".pos_conv_embed.conv.")
+        out[start + convolution + spellings.get(end, end)] = tensor
+    return out

@@ -1,7 +1,7 @@
 """Hand a trained model to transformers or torchaudio, as a directory either of them loads without this library.
 
-* ``transformers``: a ``HubertModel`` directory with its feature extractor. The heads of pre-training, which have no
-  place there, lie beside it in a file of their own.
+* ``transformers``: a ``HubertModel`` directory with its feature extractor. The heads of pre-training, which it
+  cannot hold, are beside it in a file of their own.
 * ``torchaudio``: a state dict as safetensors, and the function and arguments that build the model: the whole of
   pre-training where there is one target, else the encoder.
 
@@ -10,36 +10,16 @@ Both get a model card. `unmask.speech_audio.interop.pretrained` reads both back.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from unmask.core.interop.export import Exported, write_export
+from unmask.core.interop.export import Exported, Exporter, write_directory
 from unmask.core.interop.weights import save_state
 from unmask.speech_audio.data.frames import SAMPLE_RATE
 from unmask.speech_audio.encoders.wav2vec2 import KERNELS, STRIDES, EncoderSettings
 from unmask.speech_audio.interop import convert
 from unmask.speech_audio.interop.model_card import speech_card
 from unmask.speech_audio.interop.pretrained import HEADS, HEADS_FILE
-
-Target = Literal["transformers", "torchaudio"]
-
-
-def export(run_dir: str | Path, out: str | Path, to: Target = "transformers") -> Path:
-    """Write a run's weights in another library's format.
-
-    Args:
-        run_dir: a run directory.
-        out: a directory that does not exist yet, or is empty.
-        to: ``transformers`` or ``torchaudio``.
-
-    Returns:
-        `out`.
-
-    Raises:
-        UnmaskError: not a run, `out` holds something or cannot be written, or no such format.
-    """
-    return write_export(run_dir, out, to, _WRITERS, lambda exported: speech_card(exported, to))
 
 
 def _write_transformers(exported: Exported, out: Path) -> None:
@@ -69,9 +49,9 @@ def _write_torchaudio(exported: Exported, out: Path) -> None:
         factory = "wav2vec2_model"
         arguments["aux_num_out"] = None
         state = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-    config = {"factory": factory, "arguments": arguments, "normalise": exported.run.recipe.data.normalise}
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_state(convert.to_torchaudio(state), out / "model.safetensors")
+    config = {"method": exported.run.recipe.method, "factory": factory, "arguments": arguments}
+    config["normalise"] = exported.run.recipe.data.normalise
+    write_directory(out, config, convert.to_torchaudio(state))
 
 
 def _torchaudio_arguments(s: EncoderSettings) -> dict[str, Any]:
@@ -95,21 +75,17 @@ def _torchaudio_arguments(s: EncoderSettings) -> dict[str, Any]:
     }
 
 
+# The masking of torchaudio's own `hubert_pretrain_model`, at HuBERT's values.
+_MASKING = {
+    "mask_prob": 0.8, "mask_selection": "static", "mask_other": 0.0, "mask_length": 10, "no_mask_overlap": False,
+    "mask_min_space": 1, "mask_channel_prob": 0.0, "mask_channel_selection": "static", "mask_channel_other": 0.0,
+    "mask_channel_length": 10, "no_mask_channel_overlap": False, "mask_channel_min_space": 1,
+}  # fmt: skip
+
+
 def _pretraining_arguments(method: Any, s: EncoderSettings) -> dict[str, Any]:
-    """The rest of ``hubert_pretrain_model``'s; its masking is torchaudio's own, at HuBERT's values."""
-    return {
-        "mask_prob": 0.8,
-        "mask_selection": "static",
-        "mask_other": 0.0,
-        "mask_length": 10,
-        "no_mask_overlap": False,
-        "mask_min_space": 1,
-        "mask_channel_prob": 0.0,
-        "mask_channel_selection": "static",
-        "mask_channel_other": 0.0,
-        "mask_channel_length": 10,
-        "no_mask_channel_overlap": False,
-        "mask_channel_min_space": 1,
+    """The rest of ``hubert_pretrain_model``'s."""
+    return _MASKING | {
         "skip_masked": method.masked_weight == 0,
         "skip_nomask": method.unmasked_weight == 0,
         "num_classes": method.classes[0],
@@ -118,4 +94,4 @@ def _pretraining_arguments(method: Any, s: EncoderSettings) -> dict[str, Any]:
     }
 
 
-_WRITERS = {"transformers": _write_transformers, "torchaudio": _write_torchaudio}
+export = Exporter({"transformers": _write_transformers, "torchaudio": _write_torchaudio}, speech_card)

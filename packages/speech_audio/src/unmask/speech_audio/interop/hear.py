@@ -24,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
+from unmask.speech_audio import DOMAIN
 from unmask.speech_audio.data.frames import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, num_frames
 from unmask.speech_audio.interop.model import PretrainedEncoder
-from unmask.speech_audio.interop.pretrained import load
 
 _SHARED = 100  # frames that neighbouring windows have in common at least: 2 s
 
@@ -49,7 +49,7 @@ class HearModel(nn.Module):
         """One embedding per frame of audio that is no longer than a window and already normalised."""
         if self.layer == self.pretrained.depth:
             return self.pretrained.encoder(audio).float()
-        states = self.pretrained.encoder.states(audio)
+        states = self.pretrained.encoder.states(audio)  # depth + 1 times [sounds, frames, dim]
         return (torch.cat(states, dim=2) if self.layer is None else states[self.layer]).float()
 
 
@@ -147,6 +147,5 @@ def encoder_at(path: str | Path | None) -> PretrainedEncoder:
     """
     if not path:
         raise UnmaskError("no weights are shipped; give the path of a run, an exported or a transformers directory")
-    place = Path(path)
-    described = any((place.parent / name).is_file() for name in ("recipe.yaml", "config.json"))
-    return load(place.parent if place.name == "model.safetensors" and place.is_file() and described else path)
+    encoder: PretrainedEncoder = DOMAIN.load(path)
+    return encoder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from unmask.core.data.kinds import CorruptSampleError
 from unmask.core.errors import UnmaskError
-from unmask.core.method import Features
+from unmask.core.method import Features, to_device
 from unmask.core.randomness import stable_id
 from unmask.speech_audio.data.clips import AudioBatch
 from unmask.speech_audio.data.decode import examine, read
 from unmask.speech_audio.data.frames import RECEPTIVE_FIELD, num_frames
-from unmask.speech_audio.encoders.wav2vec2 import SpeechEncoder, frame_mask
+from unmask.speech_audio.encoders.wav2vec2 import SpeechEncoder, encode
 
 Recording = str | Path | Tensor | np.ndarray
 
@@ -56,10 +55,7 @@ class PretrainedEncoder(nn.Module):
         lengths = torch.tensor([len(wave) for wave in waves])
         ids = torch.tensor([stable_id(name) for name in names])
         audio = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-        device = next(self.parameters()).device
-        return AudioBatch(
-            audio.to(device), lengths.to(device), num_frames(lengths).to(device), ids.to(device), labels=None
-        )
+        return to_device(AudioBatch(audio, lengths, num_frames(lengths), ids), next(self.parameters()).device)
 
     def _prepare(self, recording: Recording, name: str) -> Float[Tensor, "samples"]:
         wave = _read(recording) if isinstance(recording, str | Path) else torch.as_tensor(recording).cpu()
@@ -77,8 +73,7 @@ class PretrainedEncoder(nn.Module):
 
     def forward(self, batch: AudioBatch) -> Features:
         """One vector per 20 ms; ``valid`` is False past a clip's end, and ``pooled`` leaves that out."""
-        tokens = self.encoder(batch.audio, batch.lengths)
-        return Features(tokens, (tokens.shape[1],), valid=frame_mask(batch.audio.shape[1], batch.lengths))
+        return encode(self.encoder, batch.audio, batch.lengths)
 
     def states(self, batch: AudioBatch) -> list[Float[Tensor, "batch frames dim"]]:
         """The Transformer's input and the output of every layer; see `SpeechEncoder.states`."""
@@ -87,10 +82,8 @@ class PretrainedEncoder(nn.Module):
 
 def _read(path: str | Path) -> Float[Tensor, "samples"]:
     try:
-        header = examine(Path(path))
-        sound: Any = read(Path(path), header)
+        return read(Path(path), examine(Path(path))).audio
     except CorruptSampleError as error:
         raise UnmaskError(f"{path}: {error}") from None
     except OSError as error:
         raise UnmaskError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return sound.audio

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.core import registry
 from unmask.core.interop.export import Exported
-from unmask.core.interop.model_card import lines, model_card, public
+from unmask.core.interop.model_card import lines, model_card, origin, public, with_unmask
 
 
 def speech_card(exported: Exported, to: str) -> str:
     """The model card of an export to ``transformers`` or ``torchaudio``."""
-    run = exported.run
-    card, factory = registry.card(run.recipe.method), _factory(run.method)
+    run, factory = exported.run, _factory(exported.method)
+    loading = _LOADING[to].format(factory=factory, call=_CALLS[factory])
     sections = {
-        "What this is": f"The encoder of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without "
-        "labels or transcripts by hiding spans of every recording and naming the cluster that each hidden frame "
-        "belongs to. It takes mono audio at 16 kHz and gives one vector per 20 ms.",
+        "What this is": f"The encoder {origin(exported)} Pre-trained without labels or transcripts by hiding spans of "
+        "every recording and naming the cluster that each hidden frame belongs to. It takes mono audio at 16 kHz and "
+        "gives one vector per 20 ms.",
         "Intended use": "Features for probes, and a start for fine-tuning (CTC for transcripts, classification), on "
         "recordings like those it was trained on. It has no output layer, transcribes nothing by itself, and has not "
         "been checked for bias between speakers, accents or languages; measure it on your own data before you rely on "
         "it.",
-        "How to load it": _LOADING[to].format(factory=factory, call=_CALLS[factory]),
+        "How to load it": loading + "\n\n" + with_unmask(exported, "recording.wav"),
         "Padding": _PADDING,
         "Data": _data(run.recipe.data),
     }
@@ -44,17 +43,8 @@ inputs = AutoFeatureExtractor.from_pretrained("PATH")(waveform, sampling_rate=16
 features = encoder(**inputs).last_hidden_state  # [1, frames, dim]
 ```
 
-With unmask:
-
-```python
-import unmask.speech_audio
-
-encoder = unmask.speech_audio.load("PATH")
-features = encoder(encoder.preprocess(["recording.wav"])).pooled  # [1, dim]
-```
-
-To fine-tune on transcripts: `HubertForCTC.from_pretrained("PATH", vocab_size=..., ctc_loss_reduction="mean")`. To go on
-pre-training: `unmask train METHOD --init PATH --out RUN`; the heads lie in `pretraining_heads.safetensors`.""",
+To fine-tune on transcripts: `HubertForCTC.from_pretrained("PATH", vocab_size=..., ctc_loss_reduction="mean")`.
+The heads of pre-training are in `pretraining_heads.safetensors`.""",
     "torchaudio": """With torchaudio (PATH is this directory):
 
 ```python
@@ -68,7 +58,7 @@ model.load_state_dict(load_file("PATH/model.safetensors"))
 layers, _ = {call}(waveforms)  # [batch, samples] -> a list of [batch, frames, dim], one per layer
 ```
 
-Call `model.eval()` first. With unmask: `unmask.speech_audio.load("PATH")`.""",
+Call `model.eval()` first.""",
 }
 _PADDING = (
     "Features of a recording do not depend on padding in unmask. Where the first convolution is followed by GroupNorm "

@@ -1,7 +1,7 @@
 """Trained weights from elsewhere: a run, an exported directory, HuBERT in transformers' or torchaudio's format.
 
-`load` gives an encoder to use, and `load_initial_weights` starts a new run from any of them (the recipe's key
-``init``), heads included where they are there and fit.
+`unmask.speech_audio.load` gives an encoder to use, and `load_initial_weights` starts a new run from any of them (the
+recipe's key ``init``), heads included where they are there and fit.
 """
 
 from __future__ import annotations
@@ -12,25 +12,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unmask.core.errors import UnmaskError
 from unmask.core.interop.directories import directory, is_run, read_config
-from unmask.core.interop.weights import PICKLED, State, check_fit, read_state, some
-from unmask.core.training.checkpoint import load_run
+from unmask.core.interop.pretrained import check_domain_of
+from unmask.core.interop.transformers import check_model_type, read_transformers
+from unmask.core.interop.weights import State, check_initial, read_state
+from unmask.core.method import encoder_of
+from unmask.core.training.checkpoint import LoadedRun, load_run
 from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder
 from unmask.speech_audio.interop import convert
 from unmask.speech_audio.interop.model import PretrainedEncoder
 
 HEADS_FILE = "pretraining_heads.safetensors"  # beside an exported model.safetensors
 HEADS = ("final_proj.weight", "final_proj.bias", "label_embeddings")
+SETTINGS = "`model.encoder` settings"
+DESCRIPTIONS = ("recipe.yaml", "config.json")  # what says how the weights beside it are shaped
 _HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}  # attention heads of the released models
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a place holds, by our names.
+    """What a file or a directory holds, by our names.
 
     Args:
         settings: the encoder's shape.
@@ -45,23 +49,28 @@ class Weights:
     normalise: bool = False
 
 
-def load(path: str | Path, device: str = "cpu") -> PretrainedEncoder:
-    """A trained encoder, in eval mode: ``encoder(encoder.preprocess(["a.wav", "b.flac"])).pooled``.
+def as_encoder(run: LoadedRun) -> PretrainedEncoder:
+    """The encoder of a method, with the preparation of its input: ``encoder(encoder.preprocess(["a.wav"]))``."""
+    encoder: Any = encoder_of(run.method)
+    return PretrainedEncoder(encoder, run.recipe.data.normalise)
+
+
+def open_directory(path: str | Path) -> PretrainedEncoder:
+    """`as_encoder` of weights from elsewhere.
 
     Args:
-        path: a run directory; a directory made by ``unmask export``; a directory in transformers' format, or the id of
-            one on the Hugging Face hub (``facebook/hubert-base-ls960``); a ``.safetensors`` or ``.pth`` file with a
-            torchaudio HuBERT's state dict.
-        device: where to put it.
+        path: a directory made by ``unmask export``; a directory in transformers' format, or the id of one on the
+            Hugging Face hub (``facebook/hubert-base-ls960``); a ``.safetensors`` or ``.pth`` file with a torchaudio
+            HuBERT's state dict.
 
     Raises:
         UnmaskError: nothing of the kind is there, or only in a format that can run code when it is opened.
     """
-    found = read_weights(path)
-    encoder = SpeechEncoder(found.settings)
-    _check_encoder(found.encoder, encoder.state_dict(), path)
-    encoder.load_state_dict(found.encoder)
-    return PretrainedEncoder(encoder, found.normalise).to(device).eval()
+    weights = read_weights(path)
+    encoder = SpeechEncoder(weights.settings)
+    check_initial(weights.encoder, encoder.state_dict(), path, SETTINGS)
+    encoder.load_state_dict(weights.encoder)
+    return PretrainedEncoder(encoder, weights.normalise)
 
 
 def load_initial_weights(method: nn.Module, path: str | Path) -> None:
@@ -72,28 +81,24 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
 
     Args:
         method: what the recipe's ``build`` returned; changed in place.
-        path: as for `load`.
+        path: a run directory, or as for `open_directory`.
 
     Raises:
         UnmaskError: the weights are those of another model; the message names what differs.
     """
-    found = read_weights(path)
-    wanted = method.state_dict()
-    _check_encoder(found.encoder, {n.removeprefix("encoder."): t for n, t in wanted.items() if _is_encoder(n)}, path)
-    given = {f"encoder.{name}": tensor for name, tensor in found.encoder.items()}
-    if _same_shape(found.extra, wanted, "mask_embedding"):
-        given["mask_embedding"] = found.extra["mask_embedding"]
-    if all(_same_shape(found.extra, wanted, name) for name in HEADS):
-        given |= {name: found.extra[name] for name in HEADS}
+    weights = read_weights(path)
+    wanted, extra = method.state_dict(), weights.extra
+    ours = {name.removeprefix("encoder."): tensor for name, tensor in wanted.items() if _is_encoder(name)}
+    check_initial(weights.encoder, ours, path, SETTINGS)
+    given = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
+    if _same_shape(extra, wanted, "mask_embedding"):
+        given["mask_embedding"] = extra["mask_embedding"]
+    if all(_same_shape(extra, wanted, name) for name in HEADS):
+        given |= {name: extra[name] for name in HEADS}
     else:
-        why = "there are none" if "label_embeddings" not in found.extra else _heads_differ(found.extra, wanted)
+        why = "there are none" if "label_embeddings" not in extra else _heads_differ(extra, wanted)
         print(f"{path}: the encoder is loaded; the heads start at random values ({why})", file=sys.stderr)
     method.load_state_dict(wanted | given)
-
-
-def _check_encoder(given: State, wanted: State, path: str | Path) -> None:
-    remedy = " Give weights trained with the same `model.encoder` settings, or change the settings to theirs."
-    check_fit(given, wanted, f"{path}: these weights are of another model", remedy)
 
 
 def _is_encoder(name: str) -> bool:
@@ -105,6 +110,8 @@ def _same_shape(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name:
 
 
 def _heads_differ(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    if "label_embeddings" not in given:
+        return "there are none"
     theirs, ours = given["label_embeddings"], wanted.get("label_embeddings")
     if ours is None:
         return "this method has no label embeddings"
@@ -116,39 +123,35 @@ def _heads_differ(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
 
 
 def read_weights(path: str | Path) -> Weights:
-    """The weights and the shape of whatever `path` is; see `load`."""
-    place = Path(path)
-    if is_run(place):
-        return _of_run(place)
-    if place.is_file():
-        return _of_file(place)
-    place = directory(path, ["config.json", "model.safetensors", HEADS_FILE])
-    config = read_config(place / "config.json")
+    """The weights and the shape of whatever `path` is; see `load_initial_weights`."""
+    folder = Path(path)
+    if folder.name == "model.safetensors" and any((folder.parent / name).is_file() for name in DESCRIPTIONS):
+        path = folder = folder.parent
+    if is_run(folder):
+        return _of_run(folder)
+    if folder.is_file():
+        return _of_file(folder)
+    folder = directory(path, ["config.json", "model.safetensors", HEADS_FILE])
+    config = read_config(folder / "config.json")
     if "factory" in config:
-        return _of_torchaudio(read_state(place / "model.safetensors"), config)
-    heads = place / HEADS_FILE
+        return _of_torchaudio(read_state(folder / "model.safetensors"), config)
+    heads = folder / HEADS_FILE
     return _of_transformers(path, config, read_state(heads) if heads.is_file() else {})
 
 
-def _of_run(place: Path) -> Weights:
-    run = load_run(place)
-    method: Any = run.method
-    if not isinstance(getattr(method, "encoder", None), SpeechEncoder):
-        raise UnmaskError(f"{place}: a run of {run.recipe.method} has no speech encoder; give one of a speech method")
-    extra = {name: tensor for name, tensor in method.state_dict().items() if not _is_encoder(name)}
-    return Weights(method.encoder.settings, method.encoder.state_dict(), extra, run.recipe.data.normalise)
+def _of_run(path: Path) -> Weights:
+    run = load_run(path)
+    check_domain_of(run.recipe.method, "speech_audio", path)
+    encoder: Any = encoder_of(run.method)
+    return _split(run.method.state_dict(), encoder.settings, run.recipe.data.normalise)
 
 
-def _of_file(place: Path) -> Weights:
-    state = read_state(place)
-    if (place.parent / "recipe.yaml").is_file():
-        return _of_run(place.parent)
-    beside = place.parent / "config.json"
-    config = read_config(beside) if beside.is_file() else {}
+def _of_file(path: Path) -> Weights:
+    state, beside = read_state(path), path.parent / "config.json"
     if any(name.startswith(("wav2vec2.", "encoder.transformer.")) for name in state):
-        return _of_torchaudio(state, config)
+        return _of_torchaudio(state, read_config(beside) if beside.is_file() else {})
     raise UnmaskError(
-        f"{place}: not the weights of a torchaudio HuBERT; give the directory of a transformers model or of a run, "
+        f"{path}: not the weights of a torchaudio HuBERT; give the directory of a transformers model or of a run, "
         "which says how the model is shaped"
     )
 
@@ -206,42 +209,12 @@ def _split(ours: Mapping[str, Tensor], settings: EncoderSettings, normalise: boo
 
 def _of_transformers(path: str | Path, config: Mapping[str, Any], heads: State) -> Weights:
     """What transformers saved as a ``HubertModel`` (or with a head on it), and our heads where they lay beside it."""
-    from transformers import HubertConfig
-
-    if config.get("model_type") != "hubert":
-        kind = config.get("model_type") or "no model type"
-        raise UnmaskError(f"{path}: config.json describes {kind!r}; expected 'hubert' (HubertModel)")
-    settings = convert.settings_from_transformers(HubertConfig.from_dict(dict(config)).to_dict())
-    ours = heads | convert.from_transformers(_transformers_state(path))
-    return _split(ours, settings, _normalises(path, settings))
-
-
-def _transformers_state(path: str | Path) -> State:
-    """By transformers' names: reading what other versions wrote is left to transformers."""
     from transformers import HubertModel
 
-    pickles = [file for file in Path(path).glob("*") if file.suffix in PICKLED]
-    if pickles and not any(Path(path).glob("*.safetensors")):
-        raise UnmaskError(
-            f"{pickles[0]}: of a transformers directory only safetensors are read. If you trust it, save it again: "
-            "HubertModel.from_pretrained(...).save_pretrained(DIR) in transformers"
-        )
-
-    try:
-        model, info = HubertModel.from_pretrained(
-            str(path), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # transformers and safetensors raise a dozen kinds here; all mean "not readable"
-        raise UnmaskError(f"{path}: the weights cannot be read: {' '.join(str(error).split())[:300]}") from None
-    missing = sorted(name for name in info["missing_keys"] if name != "masked_spec_embed")
-    wrong = [str(key[0]) if isinstance(key, tuple) else str(key) for key in info.get("mismatched_keys", ())]
-    if missing or wrong:
-        names = some(sorted([*missing, *wrong]))
-        raise UnmaskError(f"{path}: not the weights that its config.json describes; missing or misshapen: {names}")
-    state = dict(model.state_dict())
-    if "masked_spec_embed" in info["missing_keys"]:
-        state.pop("masked_spec_embed", None)
-    return state
+    check_model_type(config, path, "hubert", "HubertModel")
+    settings = convert.settings_from_transformers(config)
+    theirs = read_transformers(HubertModel, path, optional=["masked_spec_embed"])
+    return _split(heads | convert.from_transformers(theirs), settings, _normalises(path, settings))
 
 
 def _normalises(path: str | Path, settings: EncoderSettings) -> bool:

@@ -72,8 +72,8 @@ class UpstreamExpert(nn.Module):
         waves = [F.pad(wave, (0, max(0, RECEPTIVE_FIELD - len(wave)))) for wave in waves]
         lengths = torch.tensor([len(wave) for wave in waves], device=waves[0].device)
         states = self.model.encoder.states(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)
-        frame = torch.arange(states[0].shape[1], device=lengths.device)
-        source = torch.minimum(frame, num_frames(lengths)[:, None] - 1)[..., None]
+        frame = torch.arange(states[0].shape[1], device=lengths.device)  # [frames]
+        source = torch.minimum(frame, num_frames(lengths)[:, None] - 1)[..., None]  # [batch, frames, 1]
         states = [state.gather(1, source.expand_as(state)) for state in states]
         return {"hidden_states": states, "last_hidden_state": states[-1]}
 

@@ -45,7 +45,7 @@ from unmask.speech_audio.data.clips import Settings as DataSettings
 from unmask.speech_audio.data.frames import num_frames
 from unmask.speech_audio.data.labels import Target
 from unmask.speech_audio.data.spectrograms import frame_spectrograms
-from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder, frame_mask
+from unmask.speech_audio.encoders.wav2vec2 import EncoderSettings, SpeechEncoder, encode
 from unmask.speech_audio.targets.iterations import Stages as Stages
 from unmask.speech_audio.targets.iterations import outline as outline
 from unmask.speech_audio.targets.iterations import planned as planned
@@ -106,16 +106,12 @@ def build(settings: Settings, data: DataSettings) -> HuBERT:
     Raises:
         ValueError: the data have no labels.
     """
-    encoder = SpeechEncoder(settings.encoder)
     if data.targets is None:
         raise ValueError(
             "HuBERT predicts labels, and data.label_sets names none. `unmask train` makes them (MFCC clusters first); "
             "to use your own, give their folders there"
         )
-    return HuBERT(
-        encoder, data.targets, settings.head, masking=settings.masking, masked_weight=settings.masked_weight,
-        unmasked_weight=settings.unmasked_weight, feature_penalty=settings.feature_penalty,
-    )  # fmt: skip
+    return HuBERT(settings, data.targets)
 
 
 @dataclass(frozen=True)
@@ -137,43 +133,29 @@ class HuBERT(nn.Module):
     """Masked prediction of frame labels around a speech encoder.
 
     Args:
-        encoder: the network to pre-train.
+        settings: the recipe's ``model``. A loss of weight 0 is not computed.
         targets: the label streams: names and numbers of classes.
-        masking: any masking that takes padding.
-        head: see `Settings`.
-        masked_weight: see `Settings`. A loss of weight 0 is not computed.
-        unmasked_weight: likewise.
-        feature_penalty: likewise.
+        masking: another one than the settings'; any that takes padding.
 
     Raises:
         ValueError: weights that are negative or all zero, or not one for each target.
     """
 
-    def __init__(
-        self,
-        encoder: SpeechEncoder,
-        targets: Sequence[Target],
-        head: HeadSettings | None = None,
-        *,
-        masking: Masking | None = None,
-        masked_weight: float = 1.0,
-        unmasked_weight: float = 0.0,
-        feature_penalty: float = 10.0,
-    ) -> None:
+    def __init__(self, settings: Settings, targets: Sequence[Target], masking: Masking | None = None) -> None:
         super().__init__()
-        head = head or HeadSettings()
+        head = settings.head
         self.target_weights = head.target_weights or (1.0,) * len(targets)
         if len(self.target_weights) != len(targets) or not targets:
             raise ValueError(f"head.target_weights has {len(self.target_weights)} values for {len(targets)} targets")
-        if min(masked_weight, unmasked_weight, *self.target_weights) < 0 or masked_weight + unmasked_weight == 0:
+        weights = settings.masked_weight, settings.unmasked_weight
+        if min(*weights, *self.target_weights) < 0 or sum(weights) == 0:
             raise ValueError("masked_weight, unmasked_weight and target_weights must be >= 0, one of the first two > 0")
-        self.encoder = encoder
+        self.encoder = encoder = SpeechEncoder(settings.encoder)
         self.classes = [target.classes for target in targets]
         self.names = [target.name for target in targets]
-        self.masking = masking or SpanMasking()
-        self.temperature = head.temperature
-        self.masked_weight, self.unmasked_weight = masked_weight, unmasked_weight
-        self.feature_penalty = feature_penalty
+        self.masking, self.temperature = masking or settings.masking, head.temperature
+        self.masked_weight, self.unmasked_weight = weights
+        self.feature_penalty = settings.feature_penalty
         self.heads = len(targets) if head.untied else 1
         self.mask_embedding = nn.Parameter(torch.empty(encoder.dim).uniform_())
         self.final_proj = nn.Linear(encoder.dim, self.heads * head.dim)
@@ -294,8 +276,7 @@ class HuBERT(nn.Module):
 
     def encode(self, batch: AudioBatch) -> Features:
         """Features of whole clips: nothing is masked, whatever the mode."""
-        tokens = self.encoder(batch.audio, batch.lengths)
-        return Features(tokens, (tokens.shape[1],), valid=frame_mask(batch.audio.shape[1], batch.lengths))
+        return encode(self.encoder, batch.audio, batch.lengths)
 
     @torch.no_grad()
     def picture(self, batch: AudioBatch, plan: HuBERTPlan) -> dict[str, Tensor]:

@@ -29,18 +29,8 @@ from unmask.core.training.stages import Planned, run_stages
 from unmask.speech_audio.data.clips import Settings as DataSettings
 from unmask.speech_audio.methods import hubert
 from unmask.speech_audio.methods.hubert import HuBERT, Settings
-from unmask.speech_audio.targets.iterations import (
-    Iteration,
-    check_first,
-    check_layers,
-    iteration_stages,
-    label_stage,
-    model_stage,
-    one_iteration,
-    outlined,
-    planned_data,
-    stand_in,
-)
+from unmask.speech_audio.targets import iterations
+from unmask.speech_audio.targets.iterations import Iteration
 from unmask.speech_audio.targets.make import TargetSettings
 
 __all__ = ["CARD", "Settings", "Stages", "build", "finish", "outline", "planned", "prepare"]
@@ -79,7 +69,7 @@ class Stages:
                 "letters, digits, - and _ (numbers are the teacher's iterations)"
             )
         if self.teacher:
-            check_first("teacher.0", self.teacher[0])
+            iterations.check_first("teacher.0", self.teacher[0])
         elif any(target.kind == "layer" for targets in self.compare.values() for target in targets):
             raise ValueError("teacher: layer targets need at least one iteration before them")
 
@@ -99,33 +89,34 @@ def planned(recipe: Recipe) -> Recipe:
         ValueError: targets of layers that the model does not have.
     """
     if recipe.stages is None:
-        return stand_in(recipe)
+        return iterations.stand_in(recipe)
     depth = recipe.model.encoder.depth
     for i, iteration in enumerate(recipe.stages.teacher):
-        check_layers(f"teacher.{i}", iteration.targets, depth)
+        iterations.check_layers(f"teacher.{i}", iteration.targets, depth)
     for name, targets in recipe.stages.compare.items():
-        check_layers(f"compare.{name}", targets, depth)
-    return replace(recipe, data=replace(recipe.data, targets=planned_data(_last(recipe.stages)[1].targets)))
+        iterations.check_layers(f"compare.{name}", targets, depth)
+    _, last = _sets(recipe.stages)[-1]
+    return replace(recipe, data=replace(recipe.data, targets=iterations.planned_data(last.targets)))
 
 
 def outline(recipe: Recipe) -> list[Planned]:
     """The stages of the study for a dry run: the teacher's iterations, then labels and model of every set."""
-    stages = outlined(recipe, dict(enumerate(recipe.stages.teacher, start=1)) | dict(_sets(recipe.stages)))
+    stages = iterations.outlined(recipe, dict(enumerate(recipe.stages.teacher, start=1)) | dict(_sets(recipe.stages)))
     return [*stages[:-1], replace(stages[-1], name="training"), Planned("evaluation")]
 
 
 def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
     """Train the teacher and every set but the last; return the recipe of the last."""
-    stages = iteration_stages(recipe, folder, recipe.stages.teacher, launch)
+    stages = iterations.iteration_stages(recipe, folder, recipe.stages.teacher, launch)
     before = tuple(stage.name for stage in stages[-2:])  # the last teacher's labels and model
     *others, (last, iteration) = _sets(recipe.stages)
     for name, targets in others:
-        stages += [replace(label_stage(recipe, folder, name, targets, launch), after=before)]
-        trained = one_iteration(recipe, folder, name, targets)
-        stages += [model_stage(trained, name, launch, after=(f"labels-{name}",))]
-    stages += [replace(label_stage(recipe, folder, last, iteration, launch), after=before)]
+        stages += [replace(iterations.label_stage(recipe, folder, name, targets, launch), after=before)]
+        trained = iterations.one_iteration(recipe, folder, name, targets)
+        stages += [iterations.model_stage(trained, name, launch, after=(f"labels-{name}",))]
+    stages += [replace(iterations.label_stage(recipe, folder, last, iteration, launch), after=before)]
     run_stages(folder, stages, fabric=launch.fabric, say=launch.say, keep_done=launch.extend)
-    return replace(one_iteration(recipe, folder, last, iteration), stages=recipe.stages)
+    return replace(iterations.one_iteration(recipe, folder, last, iteration), stages=recipe.stages)
 
 
 def finish(recipe: Recipe, run: Path, launch: Launch) -> None:
@@ -136,7 +127,7 @@ def finish(recipe: Recipe, run: Path, launch: Launch) -> None:
     if not launch.fabric.is_global_zero:
         return
     models = {name: run / "stages" / f"model-{name}" for name in recipe.stages.compare}
-    models[_last(recipe.stages)[0]] = run
+    models[list(models)[-1]] = run
     results: dict[str, Any] = {}
     for name, folder in models.items():
         launch.say(f"evaluating {name}")
@@ -148,7 +139,3 @@ def finish(recipe: Recipe, run: Path, launch: Launch) -> None:
 
 def _sets(stages: Stages) -> list[tuple[str, Iteration]]:
     return [(name, Iteration(targets)) for name, targets in stages.compare.items()]
-
-
-def _last(stages: Stages) -> tuple[str, Iteration]:
-    return _sets(stages)[-1]

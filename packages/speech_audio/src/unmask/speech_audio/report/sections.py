@@ -73,8 +73,8 @@ def _labels_of(labels: LabelSet, sample_id: int, frames: int) -> Int[np.ndarray,
     if sample_id not in labels:
         return None
     values = labels.get(sample_id)[:, 0]
-    places = (np.arange(frames) * labels.rate / FRAME_RATE).astype(int)
-    return values[places[places < len(values)]]
+    rows = (np.arange(frames) * labels.rate / FRAME_RATE).astype(int)
+    return values[rows[rows < len(values)]]
 
 
 def _accuracy(drawn: dict[str, np.ndarray], hidden: np.ndarray, frames: np.ndarray) -> tuple[float, float]:
@@ -161,13 +161,17 @@ def _verdict(found: dict[str, Any], lines: list[Measure]) -> Verdict:
     if not found["labelled"]:
         return Verdict(found["note"], "plain")
     ranked = [line for line in lines if line.ranked and "trained" in line.values]
-    untrained = sum(line.values["trained"] > line.values.get("random", float("-inf")) for line in ranked)
+    above = sum(line.values["trained"] > line.values.get("random", float("-inf")) for line in ranked)
+    level = sum(line.values["trained"] == line.values.get("random") for line in ranked)
     first = sum(line.best("trained") for line in ranked)
     text = (
-        f"The trained encoder is above the same encoder untrained on {untrained} of {len(ranked)} measures, and the "
-        f"best of all four on {first}. Small test splits move by a point or two by chance."
+        f"The trained encoder is above the same encoder untrained on {above} of {len(ranked)} measures"
+        f"{f', level with it on {level}' if level else ''}, and the best of all four on {first}. Small test splits "
+        "move by a point or two by chance."
     )
-    return Verdict(text, "good" if first == len(ranked) else "plain" if untrained == len(ranked) else "warn")
+    if above == first == len(ranked):
+        return Verdict(text, "good")
+    return Verdict(text, "plain" if above + level == len(ranked) else "warn")
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------

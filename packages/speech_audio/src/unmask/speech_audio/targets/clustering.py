@@ -122,11 +122,6 @@ class KMeans:
         """The label of each frame."""
         return nearest(self.standardise(frames), self.centroids)
 
-    def to(self, device: torch.device | str) -> KMeans:
-        """The same codebook on a device."""
-        mean, std = (None if value is None else value.to(device) for value in (self.mean, self.std))
-        return KMeans(self.centroids.to(device), mean, std)
-
 
 def _standardised(frames: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
     return frames if mean is None or std is None else (frames - mean).div_(std)
@@ -169,41 +164,29 @@ def moments(frames: Float[Tensor, "frames dim"]) -> tuple[Float[Tensor, "dim"], 
     return mean.float(), std.float()
 
 
-def fit_kmeans(
+def fit_residual(
     frames: Float[Tensor, "frames dim"],
     classes: int,
+    stages: int = 1,
     *,
     seed: int,
     settings: KMeansSettings = KMeansSettings(),
     standardise: bool = False,
-) -> KMeans:
-    """A codebook of `classes` centroids.
+) -> ResidualKMeans:
+    """`stages` codebooks of `classes` centroids, each fitted to the residuals of those before it.
+
+    Needs memory for one more copy of the frames.
 
     Args:
         frames: the sample; fp32, on any device, fitted on the CPU.
         classes: number of centroids.
+        stages: 1 is plain k-means.
         seed: of the initialisations and the mini-batches; the same seed and frames give the same codebook.
         settings: of scikit-learn's MiniBatchKMeans.
         standardise: bring each dimension to zero mean and unit deviation over the sample first.
 
     Raises:
         ClusteringError: fewer frames than classes, or a value that is not finite.
-    """
-    return fit_residual(frames, classes, 1, seed=seed, settings=settings, standardise=standardise).stages[0]
-
-
-def fit_residual(
-    frames: Float[Tensor, "frames dim"],
-    classes: int,
-    stages: int,
-    *,
-    seed: int,
-    settings: KMeansSettings = KMeansSettings(),
-    standardise: bool = True,
-) -> ResidualKMeans:
-    """`stages` codebooks, each fitted to the residuals of those before it; the first one is `fit_kmeans`'s.
-
-    Arguments and errors are those of `fit_kmeans`. Needs memory for one more copy of the frames.
     """
     if len(frames) < classes:
         raise ClusteringError(

@@ -68,9 +68,7 @@ class Codebook:
 
     def to(self, device: torch.device | str) -> Codebook:
         """The same codebook on a device."""
-        parts = {n: ResidualKMeans(tuple(stage.to(device) for stage in p.stages)) for n, p in self.parts.items()}
-        average = None if self.average is None else (self.average[0].to(device), self.average[1].to(device))
-        return Codebook(parts, average)
+        return self._from_tensors(list(self.parts), {name: t.to(device) for name, t in self.tensors().items()})
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; the names of the parts and the digest are in its header."""

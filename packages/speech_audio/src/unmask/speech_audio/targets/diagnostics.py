@@ -31,14 +31,6 @@ from unmask.speech_audio.targets.features import RATE, log_f0
 _SPEAKER = "speaker"  # the clip-level label that says who speaks
 
 
-def joint_table(
-    y: Int[np.ndarray, "n"], z: Int[np.ndarray, "n"], values: int, labels: int
-) -> Float[np.ndarray, "values labels"]:
-    """The number of frames for each pair of y and z."""
-    pairs = y.astype(np.int64) * labels + z
-    return np.bincount(pairs, minlength=values * labels).reshape(values, labels).astype(np.float64)
-
-
 def phone_purity(table: Float[np.ndarray, "values labels"]) -> float:
     """sum_z max_y p(y, z) of a joint table of counts."""
     return float(table.max(axis=0).sum() / table.sum())
@@ -51,18 +43,17 @@ def cluster_purity(table: Float[np.ndarray, "values labels"]) -> float:
 
 def entropy(counts: Float[np.ndarray, "..."]) -> float:
     """Entropy in nats of counts or of a joint table of counts."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
+    from scipy import stats
+
+    return float(stats.entropy(counts.ravel()))
 
 
-def pnmi(table: Float[np.ndarray, "values labels"]) -> float:
-    """I(y; z) / H(y) of a joint table of counts; NaN where y takes a single value, so that H(y) is 0."""
-    known = entropy(table.sum(axis=1))
-    if known == 0:
-        return float("nan")
-    # I = H(y) + H(z) - H(y, z) and not the sum over log ratios: exact 0 and 1 stay within rounding of fp64.
-    shared = known + entropy(table.sum(axis=0)) - entropy(table)
-    return min(max(shared / known, 0.0), 1.0)
+def pnmi(table: Float[np.ndarray, "values labels"]) -> float | None:
+    """I(y; z) / H(y) of a joint table of counts; None where y takes a single value, so that H(y) is 0."""
+    from sklearn.metrics import mutual_info_score
+
+    total = entropy(table.sum(axis=1))
+    return min(mutual_info_score(None, None, contingency=table) / total, 1.0) if total else None
 
 
 def runs(labels: Int[np.ndarray, "frames"]) -> int:
@@ -70,32 +61,13 @@ def runs(labels: Int[np.ndarray, "frames"]) -> int:
     return int(len(labels) > 0) + int((labels[1:] != labels[:-1]).sum())
 
 
-class PitchShare:
-    """R^2 of a value regressed on one-hot labels, accumulated clip by clip.
-
-    Args:
-        labels: number of classes.
-    """
-
-    def __init__(self, labels: int) -> None:
-        self.count, self.sum, self.square = np.zeros(labels), np.zeros(labels), 0.0
-
-    def add(self, z: Int[np.ndarray, "n"], value: Float[np.ndarray, "n"]) -> None:
-        """Add frames, given their labels and values."""
-        value = value.astype(np.float64)
-        self.count += np.bincount(z, minlength=len(self.count))
-        self.sum += np.bincount(z, value, minlength=len(self.count))
-        self.square += float((value**2).sum())
-
-    def result(self) -> float:
-        """Between-label variance / variance; NaN where the value does not vary."""
-        n = self.count.sum()
-        if not n:
-            return float("nan")
-        level = self.sum.sum() ** 2 / n
-        total = self.square - level
-        between = float((self.sum**2 / self.count.clip(min=1)).sum() - level)
-        return float(between / total) if total > 1e-12 * self.square else float("nan")
+def label_r2(labels: Int[np.ndarray, "n"], values: Float[np.ndarray, "n"]) -> float | None:
+    """R^2 of values regressed on one-hot labels: between-label variance / variance; None where they do not vary."""
+    values = values.astype(np.float64)
+    if not len(values) or values.var() <= 1e-12 * np.square(values).mean():
+        return None
+    means = np.bincount(labels, values) / np.bincount(labels).clip(min=1)
+    return float(1 - np.square(values - means[labels]).mean() / values.var())
 
 
 def diagnose(
@@ -123,84 +95,70 @@ def diagnose(
     """
     ids = clips.ids.tolist()
     indices = [i for i, sample_id in enumerate(ids) if sample_id in label_set and len(label_set.get(sample_id))]
-    counts = _count(label_set, clips, indices)
-    pitch = _pitch(label_set, clips, indices, pitch_clips, seed)
-    streams = []
+    voiced_labels, pitch = _pitch(label_set, clips, indices, pitch_clips, seed)
+    streams, frames = [], 0
     for s, target in enumerate(label_set.targets):
-        frames, table = counts.used[s].sum(), counts.tables[s]
-        run = float(frames / max(counts.runs[s], 1))
-        contents = {what: joint for what, joint in table.items() if what != _SPEAKER}
+        used, run_count, tables = _count(label_set, s, clips, indices)
+        frames = int(used.sum())
+        run = frames / max(run_count, 1)
+        contents = {what: table for what, table in tables.items() if what != _SPEAKER}
         streams.append(
             {
                 "name": target.name,
                 "classes": target.classes,
-                "entropy": entropy(counts.used[s]) if frames else None,
-                "perplexity": float(np.exp(entropy(counts.used[s]))) if frames else None,
-                "used": int((counts.used[s] > 0).sum()),
-                "empty": int((counts.used[s] == 0).sum()),
+                "entropy": entropy(used) if frames else None,
+                "perplexity": float(np.exp(entropy(used))) if frames else None,
+                "used": int((used > 0).sum()),
+                "empty": int((used == 0).sum()),
                 "run": run,
                 "run_seconds": run / target.rate,
                 "explained_variance": None if explained is None else explained[s],
-                "f0_predictability": _plain(pitch[s].result()),
-                "information": {what: _plain(pnmi(joint)) for what, joint in table.items()},
-                "phone_purity": {what: phone_purity(joint) for what, joint in contents.items()},
-                "cluster_purity": {what: cluster_purity(joint) for what, joint in contents.items()},
+                "f0_predictability": label_r2(voiced_labels[:, s], pitch),
+                "information": {what: pnmi(table) for what, table in tables.items()},
+                "phone_purity": {what: phone_purity(table) for what, table in contents.items()},
+                "cluster_purity": {what: cluster_purity(table) for what, table in contents.items()},
             }
         )
-    frames = int(counts.used[0].sum())
     seconds, missing = frames / label_set.rate, len(ids) - len(indices)
     return {"clips": len(indices), "missing": missing, "frames": frames, "seconds": seconds, "streams": streams}
 
 
-def _plain(value: float) -> float | None:
-    """The value, or None for NaN, which JSON does not have."""
-    return None if np.isnan(value) else value
-
-
-class _Counts:
-    """Per stream: the frequency of each label, the runs, and a joint table for every kind of clip-level label."""
-
-    def __init__(self, label_set: LabelSet, classes: dict[str, list[str]]) -> None:
-        self.used = [np.zeros(target.classes) for target in label_set.targets]
-        self.runs = [0 for _ in label_set.targets]
-        self.tables: list[dict[str, Any]] = [
-            {what: np.zeros((len(names), target.classes)) for what, names in classes.items()}
-            for target in label_set.targets
-        ]
-
-
-def _count(label_set: LabelSet, clips: Any, indices: list[int]) -> _Counts:
+def _count(
+    label_set: LabelSet, stream: int, clips: Any, indices: list[int]
+) -> tuple[Float[np.ndarray, "classes"], int, dict[str, Float[np.ndarray, "values classes"]]]:
+    """Of one stream: how often each label is used, the runs, and a joint table for each kind of clip-level label."""
+    classes = label_set.targets[stream].classes
     known = {what: names for what, names in clips.classes.items() if len(names) > 1 and what in clips.labels}
-    counts = _Counts(label_set, known)
+    used, run_count = np.zeros(classes), 0
+    tables = {what: np.zeros((len(names), classes)) for what, names in known.items()}
     for index in indices:
-        labels = label_set.get(int(clips.ids[index]))
-        for s, target in enumerate(label_set.targets):
-            frequency = np.bincount(labels[:, s], minlength=target.classes)
-            counts.used[s] += frequency
-            counts.runs[s] += runs(labels[:, s])
-            for what, table in counts.tables[s].items():
-                value = int(clips.labels[what][index])
-                if value >= 0:
-                    table[value] += frequency / len(labels) if what == _SPEAKER else frequency
-    for tables in counts.tables:
-        for what in [what for what, table in tables.items() if not table.any()]:
-            del tables[what]
-    return counts
+        labels = label_set.get(int(clips.ids[index]))[:, stream]
+        frequency = np.bincount(labels, minlength=classes)
+        used += frequency
+        run_count += runs(labels)
+        for what, table in tables.items():
+            value = int(clips.labels[what][index])
+            if value >= 0:
+                table[value] += frequency / len(labels) if what == _SPEAKER else frequency
+    return used, run_count, {what: table for what, table in tables.items() if table.any()}
 
 
-def _pitch(label_set: LabelSet, clips: Any, indices: list[int], most: int, seed: int) -> list[PitchShare]:
-    shares = [PitchShare(target.classes) for target in label_set.targets]
+def _pitch(
+    label_set: LabelSet, clips: Any, indices: list[int], most: int, seed: int
+) -> tuple[Int[np.ndarray, "n streams"], Float[np.ndarray, "n"]]:
+    """The labels and the log-F0 of the voiced frames of `most` clips, chosen by seed and sample id."""
     rank = Key.of(seed, clips.ids[indices].cpu()).stream("pitch clips").bits(1)[:, 0]
     chosen = [indices[i] for i in rank.argsort()[:most].tolist()]
+    labels, values = [np.empty((0, len(label_set.targets)), np.int32)], [np.empty(0, np.float32)]
     with progress_bar("pitch for diagnostics", len(chosen)) as advance:
         for index in chosen:
-            labels = label_set.get(int(clips.ids[index]))
+            own = label_set.get(int(clips.ids[index]))
             pitch, voiced = log_f0(clips.waveform(index))
             # Label t and F0 frame t * 100 / rate have the same centre: both are windows of 25 ms.
-            at = (torch.arange(len(labels)) * (RATE / label_set.rate)).long()
-            at = at[at < len(pitch)]
-            keep = voiced[at].numpy()
-            for s, share in enumerate(shares):
-                share.add(labels[: len(at), s][keep], pitch[at].numpy()[keep])
+            frame = (torch.arange(len(own)) * (RATE / label_set.rate)).long()
+            frame = frame[frame < len(pitch)]
+            keep = voiced[frame].numpy()
+            labels.append(own[: len(frame)][keep])
+            values.append(pitch[frame].numpy()[keep])
             advance(1)
-    return shares
+    return np.concatenate(labels), np.concatenate(values)

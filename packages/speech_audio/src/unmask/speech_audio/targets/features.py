@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,20 +36,6 @@ F0_LOW, F0_HIGH = 50.0, 500.0
 _SHORTEST, _LONGEST = round(SAMPLE_RATE / F0_HIGH), round(SAMPLE_RATE / F0_LOW)  # lags in samples
 _APERIODIC = 0.2  # a frame is voiced if its YIN dip is below this
 _UNVOICED = math.log(math.sqrt(F0_LOW * F0_HIGH))  # log-F0 of clips without a voiced frame
-
-
-@runtime_checkable
-class Feature(Protocol):
-    """A callable from a waveform at 16 kHz to frames."""
-
-    name: str
-    rate: float
-    dim: int
-    parts: tuple[str, ...]
-
-    def __call__(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames dim"]:
-        """The frames of one clip."""
-        ...
 
 
 def kaldi_frames(samples: int) -> int:
@@ -77,81 +65,83 @@ def delta(x: Float[Tensor, "frames dim"]) -> Float[Tensor, "frames dim"]:
     return (near + 2 * far) / 10
 
 
-class Mfcc:
-    """HuBERT's first target: 13 cepstra with their delta and delta-delta, 39 values at 100 Hz.
+def mfcc(waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames 39"]:
+    """HuBERT's first target: 13 cepstra with their delta and delta-delta.
 
     Kaldi's MFCC with its defaults (23 mel bins, 20 Hz to 8 kHz, pre-emphasis .97, Povey window, lifter 22) and
     use_energy off; no mean or variance normalisation.
     """
+    from torchaudio.compliance import kaldi
 
-    name, rate, dim = "mfcc", RATE, 39
-    parts: tuple[str, ...] = ("mfcc",)
+    def cepstra(piece: Tensor) -> Tensor:
+        return kaldi.mfcc(piece[None], sample_frequency=SAMPLE_RATE, num_ceps=13, use_energy=False, dither=0.0)
 
-    def __call__(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames 39"]:
-        """The frames of one clip."""
-        from torchaudio.compliance import kaldi
-
-        def cepstra(piece: Tensor) -> Tensor:
-            return kaldi.mfcc(piece[None], sample_frequency=SAMPLE_RATE, num_ceps=13, use_energy=False, dither=0.0)
-
-        x = _in_pieces(cepstra, waveform, 13)
-        slope = delta(x)
-        return torch.cat([x, slope, delta(slope)], dim=1)
+    x = _in_pieces(cepstra, waveform, 13)  # [frames, 13]
+    slope = delta(x)
+    return torch.cat([x, slope, delta(slope)], dim=1)
 
 
-class LogMel:
-    """Log mel energies of Kaldi's fbank (power spectrum, Povey window, 20 Hz to 8 kHz) at 100 Hz.
+def log_mel(waveform: Float[Tensor, "samples"], bins: int = 80) -> Float[Tensor, "frames bins"]:
+    """Log mel energies of Kaldi's fbank (power spectrum, Povey window, 20 Hz to 8 kHz).
 
     Args:
+        waveform: at 16 kHz.
         bins: mel bins; 80 resolve the harmonics of the voice, 40 do not.
     """
+    from torchaudio.compliance import kaldi
 
-    rate = RATE
+    def fbank(piece: Tensor) -> Tensor:
+        return kaldi.fbank(piece[None], sample_frequency=SAMPLE_RATE, num_mel_bins=bins, dither=0.0)
 
-    def __init__(self, bins: int = 80) -> None:
-        self.dim, self.name = bins, f"log_mel {bins}"
-        self.parts: tuple[str, ...] = (self.name,)
-
-    def __call__(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames bins"]:
-        """The frames of one clip."""
-        from torchaudio.compliance import kaldi
-
-        def fbank(piece: Tensor) -> Tensor:
-            return kaldi.fbank(piece[None], sample_frequency=SAMPLE_RATE, num_mel_bins=self.dim, dither=0.0)
-
-        return _in_pieces(fbank, waveform, self.dim)
+    return _in_pieces(fbank, waveform, bins)
 
 
-class Prosody:
-    """Pitch and loudness only: log-F0, its delta, log-energy and a voicing flag, at 100 Hz.
+def prosody(waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames 4"]:
+    """Pitch and loudness only: log-F0, its delta, log-energy and a voicing flag.
 
     Log-F0 is interpolated over unvoiced frames (see `log_f0`), so that k-means does not split on voicing alone. The
     four have different units: standardise them before clustering.
     """
+    pitch, voiced = log_f0(waveform)
+    return torch.stack([pitch, delta(pitch[:, None])[:, 0], log_energy(waveform), voiced.float()], dim=1)
 
-    name, rate, dim = "prosody", RATE, 4
-    parts: tuple[str, ...] = ("prosody",)
 
-    def __call__(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames 4"]:
+def mfcc_prosody(waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames 42"]:
+    """`mfcc` and log-F0, voicing flag and log-energy. Standardise them before clustering."""
+    pitch, voiced = log_f0(waveform)
+    return torch.cat([mfcc(waveform), torch.stack([pitch, voiced.float(), log_energy(waveform)], dim=1)], dim=1)
+
+
+@dataclass(frozen=True)
+class WaveformFeature:
+    """A feature that is computed from the waveform alone, at 100 Hz, and quantised as one part.
+
+    Args:
+        name: what it is called.
+        dim: values per frame.
+        compute: the frames of a waveform, such as `mfcc`.
+    """
+
+    name: str
+    dim: int
+    compute: Callable[[Tensor], Float[Tensor, "frames dim"]]
+    rate: ClassVar[float] = RATE
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """One codebook."""
+        return (self.name,)
+
+    def __call__(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames dim"]:
         """The frames of one clip."""
-        pitch, voiced = log_f0(waveform)
-        return torch.stack([pitch, delta(pitch[:, None])[:, 0], log_energy(waveform), voiced.float()], dim=1)
+        return self.compute(waveform)
 
 
-class MfccProsody:
-    """`Mfcc` and log-F0, voicing flag and log-energy: 42 values at 100 Hz. Standardise them before clustering."""
-
-    name, rate, dim = "mfcc_prosody", RATE, 42
-    parts: tuple[str, ...] = ("mfcc_prosody",)
-
-    def __init__(self) -> None:
-        self._mfcc = Mfcc()
-
-    def __call__(self, waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames 42"]:
-        """The frames of one clip."""
-        pitch, voiced = log_f0(waveform)
-        extra = torch.stack([pitch, voiced.float(), log_energy(waveform)], dim=1)
-        return torch.cat([self._mfcc(waveform), extra], dim=1)
+MFCC = WaveformFeature("mfcc", 39, mfcc)
+FIXED = {  # without settings of their own, by name
+    feature.name: feature
+    for feature in (MFCC, WaveformFeature("prosody", 4, prosody), WaveformFeature("mfcc_prosody", 42, mfcc_prosody))
+}
 
 
 def log_energy(waveform: Float[Tensor, "samples"]) -> Float[Tensor, "frames"]:
@@ -217,13 +207,8 @@ def log_f0(
     known = voiced.nonzero()[:, 0]
     if not len(known):
         return torch.full_like(hertz, _UNVOICED), voiced
-    values = hertz[known].log()
-    frames = torch.arange(len(hertz), device=hertz.device)
-    right = torch.searchsorted(known, frames).clamp(max=len(known) - 1)
-    left = (right - 1).clamp(min=0)
-    gap = (known[right] - known[left]).clamp(min=1)
-    share = ((frames - known[left]) / gap).clamp(0, 1)
-    return torch.lerp(values[left], values[right], share), voiced
+    values = np.interp(np.arange(len(hertz)), known.cpu(), hertz[known].log().cpu())
+    return torch.from_numpy(values).to(hertz), voiced
 
 
 class LayerFeatures:
@@ -268,3 +253,6 @@ class LayerFeatures:
             states = self._encoder.states(piece[None].to(self._device), final_norm=False)
             pieces.append(torch.cat([states[layer][0].float() for layer in self._layers], dim=1))
         return torch.cat(pieces) if pieces else torch.empty(0, self.dim, device=self._device)
+
+
+Feature = WaveformFeature | LayerFeatures

@@ -163,20 +163,21 @@ def iteration_stages(recipe: Recipe, folder: Path, iterations: Sequence[Iteratio
 
 
 def label_stage(recipe: Recipe, folder: Path, number: int | str, iteration: Iteration, launch: Launch) -> Stage:
-    """The stage that clusters features and labels every clip; see `labels_in` for its folders."""
+    """The stage that clusters features and labels every clip, in a folder 1, 2, ... for each target."""
 
     def run(out: Path) -> None:
         device, encoder, digest = launch.fabric.device, None, None
         if any(target.kind == "layer" for target in iteration.targets):
             teacher = teacher_of(folder, number)
             encoder = load_run(teacher, device, launch.say).method.encoder
-            digest = _digest(teacher / "model.safetensors")
-        train, *others = _splits(replace(recipe.data, label_sets=(), targets=None))
+            with (teacher / "model.safetensors").open("rb") as file:
+                digest = hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+        train, *other_splits = _splits(replace(recipe.data, label_sets=(), targets=None))
         for note in train.notes(recipe.training.batch_size):  # before labels are made, which may take days
             launch.say(note)
         for i, settings in enumerate(iteration.targets, start=1):
             options = {"encoder": encoder, "teacher_digest": digest, "seed": recipe.seed, "device": device}
-            make_labels(settings, train, others, out / str(i), **options)
+            make_labels(settings, train, other_splits, out / str(i), **options)
 
     inputs = {
         "targets": [as_plain(target) for target in iteration.targets],
@@ -195,11 +196,6 @@ def _splits(data: Any) -> list[Clips]:
     return splits
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
-
-
 def model_stage(recipe: Recipe, number: int | str, launch: Launch, after: tuple[str, ...] | None = None) -> Stage:
     """The stage that trains one iteration's model, in a run directory of its own."""
     free = free_to_change(recipe) | filled_in(recipe)
@@ -216,7 +212,8 @@ def model_stage(recipe: Recipe, number: int | str, launch: Launch, after: tuple[
 
 def one_iteration(recipe: Recipe, folder: Path, number: int | str, iteration: Iteration) -> Recipe:
     """The recipe that trains one iteration's model on its labels."""
-    labels = tuple(str(path) for path in labels_in(folder / f"labels-{number}", len(iteration.targets)))
+    made = (folder / f"labels-{number}").resolve()
+    labels = tuple(str(made / str(i)) for i in range(1, len(iteration.targets) + 1))  # one folder for each target
     data = replace(recipe.data, label_sets=labels, targets=None)
     return replace(recipe, stages=None, schedule=shortened(recipe.schedule, iteration.length), data=data)
 
@@ -227,11 +224,6 @@ def shortened(schedule: Schedule, length: float) -> Schedule:
         return replace(schedule, steps=max(1, round(schedule.steps * length)))
     epochs = max(1, round(schedule.epochs * length))
     return replace(schedule, epochs=epochs, warmup_epochs=schedule.warmup_epochs * epochs / schedule.epochs)
-
-
-def labels_in(folder: Path, count: int) -> list[Path]:
-    """The label sets of a finished label stage: one folder for each of its `count` targets."""
-    return [folder.resolve() / str(i) for i in range(1, count + 1)]
 
 
 def teacher_of(folder: Path, number: int | str) -> Path:

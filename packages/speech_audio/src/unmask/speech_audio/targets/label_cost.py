@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unmask.core.training.measure import peak_bytes
 from unmask.core.training.stages import Bench, Cost
 from unmask.speech_audio.data.frames import SAMPLE_RATE
-from unmask.speech_audio.targets.clustering import fit_kmeans, readable
-from unmask.speech_audio.targets.features import Feature, log_f0
+from unmask.speech_audio.targets.clustering import fit_residual, readable
+from unmask.speech_audio.targets.features import log_f0
 from unmask.speech_audio.targets.make import TargetSettings, make_feature
 
 _CLIPS, _SECONDS = 8, 0.5  # most clips to measure, and most seconds
@@ -38,8 +39,8 @@ def _target(target: TargetSettings, bench: Bench) -> Cost:
     encoder = bench.method.encoder if target.kind == "layer" else None
     feature = make_feature(target, encoder, bench.device)
     longest = int(clips.whole_lengths.argmax())
-    beside, _ = peak_bytes(bench.device, lambda: _frames(clips, longest, feature))
-    per_second = _seconds_per_second(clips, lambda waveform: feature(waveform))
+    beside, _ = peak_bytes(bench.device, lambda: _process(clips, longest, feature))
+    per_second = _seconds_per_second(clips, feature)
     pitch = _seconds_per_second(clips, log_f0)
 
     audio = _seconds(clips.lengths) * target.share
@@ -64,28 +65,25 @@ def _seconds(lengths: Any) -> float:
     return float(lengths.sum()) / SAMPLE_RATE
 
 
-def _frames(clips: Any, index: int, feature: Feature) -> None:
+def _process(clips: Any, index: int, work: Callable[[Tensor], Any]) -> float:
+    """Read a clip and process it; the seconds of audio in it, 0 where it is damaged."""
     waveform = readable(clips, index)
-    if waveform is not None:
-        feature(waveform)
+    if waveform is None:
+        return 0.0
+    work(waveform)
+    return len(waveform) / SAMPLE_RATE
 
 
-def _seconds_per_second(clips: Any, work: Callable[[Any], Any]) -> float:
+def _seconds_per_second(clips: Any, work: Callable[[Tensor], Any]) -> float:
     """Seconds to read and process a second of audio, measured on a few clips after one to warm up."""
-    audio = spent = 0.0
-    for i, index in enumerate(torch.linspace(0, len(clips) - 1, _CLIPS).long().tolist()):
-        began = time.perf_counter()
-        waveform = readable(clips, index)
-        if waveform is None:
-            continue
-        work(waveform)
-        if i == 0:
-            continue
-        audio += len(waveform) / SAMPLE_RATE
-        spent += time.perf_counter() - began
-        if spent > _SECONDS:
+    first, *rest = torch.linspace(0, len(clips) - 1, _CLIPS).long().tolist()
+    _process(clips, first, work)
+    audio, began = 0.0, time.perf_counter()
+    for index in rest:
+        audio += _process(clips, index, work)
+        if time.perf_counter() - began > _SECONDS:
             break
-    return spent / audio if audio else 0.0
+    return (time.perf_counter() - began) / audio if audio else 0.0
 
 
 def _kmeans(target: TargetSettings, width: int) -> tuple[float, float]:
@@ -96,7 +94,7 @@ def _kmeans(target: TargetSettings, width: int) -> tuple[float, float]:
     for passes in (3, 3, 8):  # the first warms up
         settings = replace(target.kmeans, n_init=1, batch=rows, max_iter=passes, max_no_improvement=passes)
         began = time.perf_counter()
-        fit_kmeans(frames, target.clusters, seed=0, settings=settings)
+        fit_residual(frames, target.clusters, seed=0, settings=settings)
         times.append(time.perf_counter() - began)
     batch = max(times[2] - times[1], 0.0) / 5
     return max(times[1] - 3 * batch, 0.0) / rows, batch / rows

@@ -15,15 +15,13 @@ import numpy.lib.format
 from jaxtyping import Int
 
 from unmask.core.training.files import write_json
-from unmask.speech_audio.data.labels import FORMAT, LabelError, LabelSet, Target, empty_error
-
-_HEADER = 128  # bytes before the labels in labels.npy
+from unmask.speech_audio.data.labels import FORMAT, HEADER, LabelError, LabelSet, Target, empty_error
 
 
 def check_free(out: Path) -> None:
-    """Raise a `LabelError` where `out` is anything but a new place or an empty folder."""
+    """Raise a `LabelError` where `out` is anything but a new path or an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LabelError(f"{out} holds something already; remove it or choose another place for the labels")
+        raise LabelError(f"{out} holds something already; remove it or choose another folder for the labels")
 
 
 class LabelWriter:
@@ -101,7 +99,7 @@ class LabelWriter:
             raise empty_error(self.out)
         self._file.flush()
         shape = (self._rows, len(self.targets))
-        labels = np.memmap(self._file.name, dtype="<i4", mode="r", offset=_HEADER, shape=shape)
+        labels = np.memmap(self._file.name, dtype="<i4", mode="r", offset=HEADER, shape=shape)
         ids, spans = self._tables()
         return LabelSet(self.folder, labels, ids, spans, self.targets, self._hash.hexdigest(), self.info)
 
@@ -145,4 +143,4 @@ class LabelWriter:
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     """The header of an int32 .npy file, as long whatever the shape, so that it can be written again at the end."""
     numpy.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": shape})
-    assert file.tell() == _HEADER, f"numpy wrote {file.tell()} bytes"
+    assert file.tell() == HEADER, f"numpy wrote {file.tell()} bytes"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ from unmask.speech_audio.targets.clustering import (
 )
 from unmask.speech_audio.targets.codebook import Codebook, averaged
 from unmask.speech_audio.targets.diagnostics import diagnose
-from unmask.speech_audio.targets.features import Feature, LayerFeatures, LogMel, Mfcc, MfccProsody, Prosody
+from unmask.speech_audio.targets.features import FIXED, Feature, LayerFeatures, WaveformFeature, log_mel
 from unmask.speech_audio.targets.labels import LabelWriter, check_free
 
 __all__ = ["KMeansSettings", "TargetSettings", "fit_codebook", "make_feature", "make_labels"]
@@ -100,19 +101,13 @@ def make_feature(target: TargetSettings, encoder: Any = None, device: torch.devi
     Raises:
         UnmaskError: an encoder is missing, or does not have a layer.
     """
-    match target.kind:
-        case "layer":
-            if encoder is None:
-                raise UnmaskError("labels of kind 'layer' need an encoder: give the run or checkpoint to take it from")
-            return LayerFeatures(encoder, target.layers, device)
-        case "log_mel":
-            return LogMel(target.bins)
-        case "mfcc_prosody":
-            return MfccProsody()
-        case "prosody":
-            return Prosody()
-        case "mfcc":
-            return Mfcc()
+    if target.kind == "layer":
+        if encoder is None:
+            raise UnmaskError("labels of kind 'layer' need an encoder: give the run or checkpoint to take it from")
+        return LayerFeatures(encoder, target.layers, device)
+    if target.kind == "log_mel":
+        return WaveformFeature(f"log_mel {target.bins}", target.bins, partial(log_mel, bins=target.bins))
+    return FIXED[target.kind]
 
 
 def fit_codebook(target: TargetSettings, feature: Feature, clips: Any, *, seed: int) -> Codebook:
@@ -184,7 +179,7 @@ class _Labeller:
 def make_labels(
     target: TargetSettings,
     train: Any,
-    others: Sequence[Any],
+    other_splits: Sequence[Any],
     out: str | Path,
     *,
     encoder: Any = None,
@@ -201,7 +196,7 @@ def make_labels(
     Args:
         target: the target's settings.
         train: the training clips; whole, as `unmask.speech_audio.data.clips` gives them.
-        others: all other splits.
+        other_splits: all other splits.
         out: the label set's folder; must not exist, or be empty.
         encoder: a `SpeechEncoder`, for kind ``layer``.
         teacher_digest: digest of the checkpoint that the encoder is from; stored, so that it can be checked.
@@ -219,10 +214,10 @@ def make_labels(
     labeller = _Labeller(codebook.to(device if target.kind == "layer" else "cpu"))
     with LabelWriter(out, _targets(codebook, feature.rate), info) as writer:
         codebook.save(writer.folder / "codebook.safetensors")
-        total = sum(len(clips.ids) for clips in (train, *others))
+        total = sum(len(clips.ids) for clips in (train, *other_splits))
         with progress_bar(f"labels from {feature.name}", total) as advance:
             explained: list[float] = []
-            for clips in (train, *others):
+            for clips in (train, *other_splits):
                 _label(clips, feature, labeller, writer, advance)
                 explained = explained or labeller.explained()  # of the training clips
         writer.info["diagnostics"] = diagnose(writer.so_far(), train, explained=explained, seed=seed)

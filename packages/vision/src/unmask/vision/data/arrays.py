@@ -80,11 +80,6 @@ def sample_name(source: str, index: int) -> str:
     return f"{source}:{index}"
 
 
-def sample_ids(source: str, n: int) -> Int[Tensor, "n"]:
-    """The stable ids of an embedded set's images."""
-    return torch.tensor([stable_id(sample_name(source, i)) for i in range(n)])
-
-
 def load_arrays(source: str) -> ImageArrays:
     """An embedded set; fetched and decoded on first use, then served from the cache.
 
@@ -93,13 +88,13 @@ def load_arrays(source: str) -> ImageArrays:
     """
     if source == "digits":
         return _digits()
-    place = cache_dir() / "arrays" / f"{CARRIERS[source].key}-v{_FORMAT}"
-    about = stored(place, lambda folder: _build(source, folder))
+    folder = cache_dir() / "arrays" / f"{CARRIERS[source].key}-v{_FORMAT}"
+    about = stored(folder, lambda scratch: _build(source, scratch))
     classes = _RECIPES[source].classes
     return ImageArrays(
-        images=torch.from_numpy(np.load(place / "images.npy", mmap_mode="c")),
-        labels=torch.from_numpy(np.load(place / "labels.npy")) if classes else None,
-        codes=torch.from_numpy(np.load(place / "splits.npy")),
+        images=torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c")),
+        labels=torch.from_numpy(np.load(folder / "labels.npy")) if classes else None,
+        codes=torch.from_numpy(np.load(folder / "splits.npy")),
         classes=list(classes) if classes else None,
         dropped=about["dropped"],
     )
@@ -120,7 +115,7 @@ def _build(source: str, folder: Path) -> dict[str, int]:
 
 def _split(source: str, decoded: Decoded, recipe: _Recipe) -> ImageArrays:
     labels = None if decoded.labels is None else torch.from_numpy(decoded.labels)
-    ids = sample_ids(source, len(decoded.images))
+    ids = torch.tensor([stable_id(sample_name(source, i)) for i in range(len(decoded.images))])
     codes = assign(ids, labels, decoded.given, recipe.val_share, recipe.test_share)
     codes, dropped = drop_duplicates(decoded.images, codes)
     classes = list(recipe.classes) if recipe.classes else None
@@ -130,10 +125,10 @@ def _split(source: str, decoded: Decoded, recipe: _Recipe) -> ImageArrays:
 def _digits() -> ImageArrays:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    images = np.round(found.images * (255 / 16)).astype(np.uint8)[:, None]
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     recipe = _Recipe(_decode_mnist5k, tuple("0123456789"), val_share=0.1, test_share=0.2)
-    return _split("digits", Decoded(images, found.target.astype(np.int64)), recipe)
+    return _split("digits", Decoded(images, digits.target.astype(np.int64)), recipe)
 
 
 def _decode_mnist5k(archive: Archive) -> Decoded:

@@ -37,7 +37,7 @@ class ChannelsError(UnmaskError):
 
 
 def complaint(head: bytes) -> str | None:
-    """Why a file with these first `HEAD` bytes cannot be an image; None where nothing speaks against it."""
+    """Why a file with these first `HEAD` bytes cannot be an image; None where they can be one's."""
     if not head:
         return "empty file"
     if head.startswith(_MAGIC + _TIFF) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
@@ -193,19 +193,19 @@ def convert(
     Raises:
         ChannelsError: there is no such conversion.
     """
-    found = pixels.shape[-3]
-    if found == channels:
+    own = pixels.shape[-3]
+    if own == channels:
         return pixels
     if alpha:
         return convert(_on_white(pixels), channels, name)
-    if (found, channels) == (1, 3):
+    if (own, channels) == (1, 3):
         return pixels.expand(*pixels.shape[:-3], 3, *pixels.shape[-2:]).contiguous()
-    if (found, channels) == (3, 1):
+    if (own, channels) == (3, 1):
         luma = (pixels.float() * torch.tensor(_LUMA)[:, None, None]).sum(-3, keepdim=True)
         return _like(luma, pixels)
     raise ChannelsError(
-        f"{name}: has {found} channel{'s' if found > 1 else ''}, expected {channels}. "
-        f"Set data.channels={found} for images like this one, or take it out."
+        f"{name}: has {own} channel{'s' if own > 1 else ''}, expected {channels}. "
+        f"Set data.channels={own} for images like this one, or take it out."
     )
 
 

@@ -25,7 +25,7 @@ from unmask.vision.data.augment import Interpolation, crop, draw_crop, fit, norm
 from unmask.vision.data.embedded.carriers import CARRIERS
 from unmask.vision.data.pictures import draw_map, size_of, statistics_of, write_samples
 from unmask.vision.data.sources import IMAGES, Source, open_source
-from unmask.vision.data.statistics import choose_statistics, training_notes
+from unmask.vision.data.statistics import choose_statistics, full_scale, training_notes
 
 __all__ = [
     "CARRIERS", "ImageBatch", "Images", "Problem", "Sample", "Settings", "collate", "draw_map", "inputs_of",
@@ -56,6 +56,8 @@ class Settings:
             1000 training images; three channels near ImageNet's statistics (as 8-bit photographs are: means within one
             deviation, deviations within a factor of 2) take ImageNet's instead.
         std: like `mean`; give both or neither.
+        full_scale: the stored value that is 1 on this scale, for exports: 255; 65535 of 16-bit pixels; 1 of floating
+            point. None: taken from the first training image.
         crop_scale: least and largest share of the image that a random crop covers.
         crop_ratio: least and largest width / height of a random crop.
         flip: probability of a left-right flip; 0 for digits, letters and anything else with a handedness.
@@ -73,12 +75,13 @@ class Settings:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    full_scale: float | None = None
     interpolation: Interpolation = "bicubic"
     corrupt: Literal["skip", "fatal"] = "skip"
     val_share: Share = 0.1
 
     free_to_change: ClassVar[frozenset[str]] = frozenset({"source", "corrupt"})
-    filled_in: ClassVar[frozenset[str]] = frozenset({"mean", "std"})
+    filled_in: ClassVar[frozenset[str]] = frozenset({"mean", "std", "full_scale"})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(_square(self.image_size)))
@@ -222,7 +225,7 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
 
 
 def resolve(settings: Settings) -> Settings:
-    """The same settings with an absolute path, mean and std filled in: what a run records.
+    """The same settings with an absolute path, mean, std and full scale filled in: what a run records.
 
     Fetches an embedded set where needed and decodes training images: one, or those that are measured.
 
@@ -233,9 +236,8 @@ def resolve(settings: Settings) -> Settings:
     """
     plain = replace(settings, mean=(0.0,) * settings.channels, std=(1.0,) * settings.channels)
     train = open_split(plain, "train")
-    settings = absolute(settings, IMAGES.sets)
+    settings = replace(absolute(settings, IMAGES.sets), full_scale=settings.full_scale or full_scale(train.read(0)[0]))
     if settings.mean is not None:
-        train.read(0)
         return settings
     mean, std = choose_statistics(train)
     return replace(settings, mean=mean, std=std)

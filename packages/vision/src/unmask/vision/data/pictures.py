@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unmask.core.errors import UnmaskError
 from unmask.core.networks import Network
+from unmask.vision.data.augment import denormalise
 from unmask.vision.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ def to_unit_scale(
 ) -> Float[Tensor, "batch channels rows columns"]:
     """Normalised images back on the scale 0 to 1."""
     assert settings.mean is not None and settings.std is not None
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (settings.mean, settings.std))
-    return (images.float() * std + mean).clamp(0, 1)
+    return denormalise(images.float(), settings.mean, settings.std).clamp(0, 1)
 
 
 def _bytes_of(image: Float[Tensor, "channels rows columns"]) -> np.ndarray:

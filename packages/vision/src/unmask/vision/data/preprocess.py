@@ -35,17 +35,20 @@ class Preprocess:
         mean: per channel, of values in [0, 1]; as many as the encoder has channels.
         std: likewise.
         interpolation: ``bicubic`` or ``bilinear``, both with antialiasing.
+        full_scale: the stored value that is 1 to `mean` and `std`: 255, 65535, or 1 of floating point. Here the pixels'
+            type says it; transformers has to be told.
     """
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Interpolation = "bicubic"
+    full_scale: float = 255.0
 
     @classmethod
     def of_data(cls, data: Any) -> Preprocess:
         """What a run's data settings say."""
-        return cls(data.image_size, tuple(data.mean), tuple(data.std), data.interpolation)
+        return cls(data.image_size, tuple(data.mean), tuple(data.std), data.interpolation, data.full_scale or 255.0)
 
     @classmethod
     def of_directory(cls, path: str | Path, size: tuple[int, int], channels: int) -> Preprocess:
@@ -57,7 +60,7 @@ class Preprocess:
         from transformers import AutoImageProcessor
 
         try:
-            found = AutoImageProcessor.from_pretrained(str(path), trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(str(path), trust_remote_code=False)
         except (OSError, ValueError):
             if channels != 3:
                 raise UnmaskError(
@@ -65,8 +68,9 @@ class Preprocess:
                     "not known; add one (transformers.ViTImageProcessor(...).save_pretrained)"
                 ) from None
             return cls(size, IMAGENET_MEAN, IMAGENET_STD)
-        kind: Interpolation = "bilinear" if int(found.resample) == _RESAMPLE["bilinear"] else "bicubic"
-        return cls(size, tuple(found.image_mean), tuple(found.image_std), kind)
+        kind: Interpolation = "bilinear" if int(processor.resample) == _RESAMPLE["bilinear"] else "bicubic"
+        full_scale = 1 / processor.rescale_factor if processor.do_rescale else 1.0
+        return cls(size, tuple(processor.image_mean), tuple(processor.image_std), kind, full_scale)
 
     def save(self, out: Path) -> None:
         """Write it as transformers' image processor configuration."""
@@ -79,6 +83,8 @@ class Preprocess:
             do_center_crop=True,
             do_convert_rgb=len(self.mean) == 3,
             resample=_RESAMPLE[self.interpolation],
+            do_rescale=self.full_scale != 1,
+            rescale_factor=1 / self.full_scale,
             image_mean=list(self.mean),
             image_std=list(self.std),
         ).save_pretrained(out)

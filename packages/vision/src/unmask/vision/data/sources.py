@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,17 +73,12 @@ def _open_embedded(source: str, channels: int, cache: Path) -> Source:
     arrays = load_arrays(source)
     images = convert(arrays.images, channels, f"data source {source!r}")
     names = [sample_name(source, i) for i in range(len(images))]
-    return Source(names, _ArrayReader(images), arrays.labels, arrays.classes, codes=arrays.codes, images=images)
+    return Source(names, partial(_read_array, images), arrays.labels, arrays.classes, codes=arrays.codes, images=images)
 
 
-class _ArrayReader:
-    """Reads the images of a set in memory, which have the wanted channels already."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __call__(self, index: int, channels: int) -> Tensor:
-        return self.images[index]
+def _read_array(images: Tensor, index: int, channels: int) -> Tensor:
+    """An image of a set in memory, which has the wanted channels already."""
+    return images[index]
 
 
 def _open_parquet(root: Path, files: Sequence[str]) -> Source:
@@ -102,7 +97,7 @@ def _open_parquet(root: Path, files: Sequence[str]) -> Source:
     names = [f"{file}:{i}" for file, i in pairs]
     labels, classes = _parquet_labels(table)
     given = split_packs(names, [file for file, _ in pairs])
-    return Source(names, _ParquetReader(table, column, names), labels, classes, given)
+    return Source(names, partial(_read_row, table, column, names), labels, classes, given)
 
 
 def _image_column(table: Any, root: Path) -> str:
@@ -131,13 +126,8 @@ def _parquet_labels(table: Any) -> tuple[Tensor | None, list[str] | None]:
     return torch.tensor(values), list(table.features[column].names)
 
 
-class _ParquetReader:
-    """Reads rows of a parquet data set."""
-
-    def __init__(self, table: Any, column: str, names: Sequence[str]) -> None:
-        self.table, self.column, self.names = table, column, names
-
-    def __call__(self, index: int, channels: int) -> Tensor:
-        cell = self.table[index][self.column]
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        return decode(data or b"", channels, self.names[index])
+def _read_row(table: Any, column: str, names: Sequence[str], index: int, channels: int) -> Tensor:
+    """The image of a row of a parquet data set."""
+    cell = table[index][column]
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    return decode(data or b"", channels, names[index])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from unmask.core.errors import UnmaskError
@@ -66,8 +66,7 @@ def measure(images: Images, at_most: int = MEASURED) -> Statistics:
         for index in chosen:
             rows.append(_moments(images, index))
             advance(1)
-    mean, square, least, largest = torch.stack(rows).unbind(1)  # each [images, channels]
-    return _summarise(mean, square, least, largest, chosen)
+    return _summarise(torch.stack(rows), chosen)
 
 
 def _choose(images: Images, at_most: int) -> list[int]:
@@ -88,13 +87,8 @@ def _moments(images: Images, index: int) -> Float64[Tensor, "4 channels"]:
     return torch.stack([pixels.mean(1), pixels.square().mean(1), pixels.amin(1), pixels.amax(1)])
 
 
-def _summarise(
-    mean: Float64[Tensor, "n c"],
-    square: Float64[Tensor, "n c"],
-    least: Float64[Tensor, "n c"],
-    largest: Float64[Tensor, "n c"],
-    chosen: Sequence[int],
-) -> Statistics:
+def _summarise(moments: Float64[Tensor, "n 4 channels"], chosen: Sequence[int]) -> Statistics:
+    mean, square, least, largest = moments.unbind(1)  # each [n, channels]
     middle, spread = mean.mean(0), largest.amax(0) - least.amin(0)
     std = (square.mean(0) - middle.square()).clamp(min=0).sqrt()
     std[spread <= 1e-6 * torch.maximum(largest.amax(0).abs(), least.amin(0).abs())] = 0  # float32's rounding
@@ -122,22 +116,22 @@ def choose_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, .
     Raises:
         UnmaskError: no channel varies, or none of the images can be read.
     """
-    found = measure(images)
-    if not any(found.std):
-        values = ", ".join(f"{value:.6g}" for value in found.mean)
+    stats = measure(images)
+    if not any(stats.std):
+        values = ", ".join(f"{value:.6g}" for value in stats.mean)
         raise UnmaskError(
-            f"{images.settings.source}: every pixel of the {found.images} training images looked at has the same value "
+            f"{images.settings.source}: every pixel of the {stats.images} training images looked at has the same value "
             f"({values}), so there is nothing to learn from. Check how they were written, or give others with --data"
         )
-    if len(found.mean) == 3 and _near_imagenet(found):
+    if len(stats.mean) == 3 and _near_imagenet(stats):
         return IMAGENET_MEAN, IMAGENET_STD
-    digits = [_digits(value) for value in found.std]
-    mean = tuple(round(value, n) for value, n in zip(found.mean, digits, strict=True))
-    return mean, tuple(round(value, n) if value else 1.0 for value, n in zip(found.std, digits, strict=True))
+    digits = [_digits(value) for value in stats.std]
+    mean = tuple(round(value, n) for value, n in zip(stats.mean, digits, strict=True))
+    return mean, tuple(round(value, n) if value else 1.0 for value, n in zip(stats.std, digits, strict=True))
 
 
-def _near_imagenet(found: Statistics) -> bool:
-    deviations, shifts = normalised(found, IMAGENET_MEAN, IMAGENET_STD)
+def _near_imagenet(stats: Statistics) -> bool:
+    deviations, shifts = normalised(stats, IMAGENET_MEAN, IMAGENET_STD)
     return all(0.5 <= value <= 2 for value in deviations) and all(abs(value) <= 1 for value in shifts)
 
 
@@ -147,12 +141,21 @@ def _digits(std: float) -> int:
 
 
 def normalised(
-    found: Statistics, mean: Sequence[float], std: Sequence[float]
+    stats: Statistics, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Deviation and mean of each channel after normalising by `mean` and `std`."""
-    deviations = tuple(own / given for own, given in zip(found.std, std, strict=True))
-    shifts = tuple((own - m) / s for own, m, s in zip(found.mean, mean, std, strict=True))
+    deviations = tuple(own / given for own, given in zip(stats.std, std, strict=True))
+    shifts = tuple((own - m) / s for own, m, s in zip(stats.mean, mean, std, strict=True))
     return deviations, shifts
+
+
+def full_scale(image: Shaped[Tensor, "c h w"]) -> float:
+    """The stored value that reads as 1: 255, 65535 where all pixels are multiples of 1/65535, 1 of floating point."""
+    if image.dtype == torch.uint8:
+        return 255.0
+    steps = image.double() * 65535
+    whole = (steps - steps.round()).abs().amax() < 0.01  # float32's rounding is 0.004 at most
+    return 65535.0 if whole and steps.amin() >= 0 and steps.amax() <= 65535.5 else 1.0
 
 
 def training_notes(images: Images) -> list[str]:
@@ -160,43 +163,43 @@ def training_notes(images: Images) -> list[str]:
 
     Looks at up to a hundred images, and at all that `choose_statistics` does where those are off.
     """
-    found, settings = measure(images, _CHECKED), images.settings
-    if _off(found, settings):
-        found = measure(images)
-    off = _off(found, settings)
+    stats, settings = measure(images, _CHECKED), images.settings
+    if _off(stats, settings):
+        stats = measure(images)
+    off = _off(stats, settings)
     if off:
         off += (
             ", so training would learn little from them. Normalise by the data's own mean and std: "
             "--set data.mean=null --set data.std=null"
         )
-    lines = [_how(found, settings)]
-    return lines + [f"warning: {text}" for text in (_constant(found), off or _uneven(found, images)) if text]
+    lines = [_how(stats, settings)]
+    return lines + [f"warning: {text}" for text in (_constant(stats), off or _uneven(stats, images)) if text]
 
 
-def _constant(found: Statistics) -> str:
+def _constant(stats: Statistics) -> str:
     """In words: which channels never vary."""
-    same = [str(channel) for channel, std in enumerate(found.std) if std == 0]
+    same = [str(channel) for channel, std in enumerate(stats.std) if std == 0]
     if not same:
         return ""
-    which = "every pixel" if len(same) == len(found.std) else f"every pixel of channel {', '.join(same)} (from 0)"
-    return f"{which} has the same value in the {found.images} training images looked at; check how they were written"
+    which = "every pixel" if len(same) == len(stats.std) else f"every pixel of channel {', '.join(same)} (from 0)"
+    return f"{which} has the same value in the {stats.images} training images looked at; check how they were written"
 
 
-def _uneven(found: Statistics, images: Images) -> str:
+def _uneven(stats: Statistics, images: Images) -> str:
     """In words: that a few images dominate the statistics."""
-    if found.middle >= _FLAT:
+    if stats.middle >= _FLAT:
         return ""
     return (
-        f"half of the training images are nearly flat beside the others: each has at most {found.middle:.2g} of the "
-        f"deviation of the whole set. The most extreme pixel is in {images.name_of(int(images.ids[found.extreme]))}. "
+        f"half of the training images are nearly flat beside the others: each has at most {stats.middle:.2g} of the "
+        f"deviation of the whole set. The most extreme pixel is in {images.name_of(int(images.ids[stats.extreme]))}. "
         "Give all images the same scale, and missing or dead pixels an ordinary value"
     )
 
 
 def transfer_notes(images: Images) -> list[str]:
     """What to say before a trained encoder is used on other images than its own: a warning where they are off scale."""
-    found = measure(images, _CHECKED)
-    off = _off(found, images.settings)
+    stats = measure(images, _CHECKED)
+    off = _off(stats, images.settings)
     if not off:
         return []
     return [
@@ -205,28 +208,28 @@ def transfer_notes(images: Images) -> list[str]:
     ]
 
 
-def _how(found: Statistics, settings: Settings) -> str:
+def _how(stats: Statistics, settings: Settings) -> str:
     assert settings.mean is not None and settings.std is not None
     numbers = f"mean {_numbers(settings.mean)} and std {_numbers(settings.std)}"
     if (settings.mean, settings.std) == (IMAGENET_MEAN, IMAGENET_STD):
         return f"images are normalised by ImageNet's {numbers}"
-    deviations, shifts = normalised(found, settings.mean, settings.std)
+    deviations, shifts = normalised(stats, settings.mean, settings.std)
     own = all(0.8 <= d <= 1.25 or d == 0 for d in deviations) and all(abs(shift) <= 0.2 for shift in shifts)
     owner = "the data's own" if own else "the recipe's"
     return f"images are normalised by {owner} {numbers}"
 
 
-def _off(found: Statistics, settings: Settings) -> str:
+def _off(stats: Statistics, settings: Settings) -> str:
     """In words: how far normalised images are from mean 0 and deviation 1; empty where that is near enough."""
     assert settings.mean is not None and settings.std is not None
-    deviations, shifts = normalised(found, settings.mean, settings.std)
+    deviations, shifts = normalised(stats, settings.mean, settings.std)
     low, high = _DEVIATIONS
     if all(value == 0 or low <= value <= high for value in deviations) and max(map(abs, shifts)) <= high:
         return ""
     return (
         f"normalised by mean {_numbers(settings.mean)} and std {_numbers(settings.std)} the images have deviation "
         f"{_numbers(deviations)} (expected about 1) and mean {_numbers(shifts)} (about 0); their own mean is "
-        f"{_numbers(found.mean)}, their std {_numbers(found.std)}"
+        f"{_numbers(stats.mean)}, their std {_numbers(stats.std)}"
     )
 
 

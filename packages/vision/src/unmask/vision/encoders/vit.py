@@ -88,6 +88,9 @@ class VisionTransformer(nn.Module):
         super().__init__()
         s = self.settings = settings
         self.image_size, self.channels = image_size, channels
+        self.patch_size = self.stride = s.patch_size  # pixels of a patch, and between neighbouring features
+        self.dim = self.token_dim = s.dim  # width of the features, and of the patch tokens, which mask tokens share
+        self.prefix_tokens = int(s.class_token)  # before those of the patches
         self.grid = patch_grid(image_size, s.patch_size)
         self.patch_embed = PatchEmbed(channels, s.patch_size, s.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.dim)) if s.class_token else None
@@ -101,31 +104,6 @@ class VisionTransformer(nn.Module):
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
 
-    @property
-    def dim(self) -> int:
-        """Width of the features."""
-        return self.settings.dim
-
-    @property
-    def token_dim(self) -> int:
-        """Width of the patch tokens, which mask tokens share."""
-        return self.settings.dim
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Tokens before those of the patches: the class token, or none."""
-        return int(self.settings.class_token)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch, in pixels."""
-        return self.settings.patch_size
-
-    @property
-    def stride(self) -> int:
-        """Pixels between neighbouring features: the patch."""
-        return self.settings.patch_size
-
     def layers_by_depth(self) -> list[list[nn.Module | nn.Parameter]]:
         """Patches, class token and positions, then every block; see `unmask.core.evaluation.classifier.layers_of`."""
         tokens = [p for p in (self.cls_token, self.pos_embed) if p is not None]
@@ -133,18 +111,17 @@ class VisionTransformer(nn.Module):
         return [[self.patch_embed, *tokens], *blocks]
 
     def _position_table(self) -> nn.Parameter:
-        prefix = int(self.settings.class_token)
-        tokens = self.grid[0] * self.grid[1]
         if self.settings.positions == "learned":
-            return nn.Parameter(torch.empty(1, prefix + tokens, self.dim).normal_(std=0.02))
-        table = F.pad(sincos_positions(self.grid, self.dim), (0, 0, prefix, 0))
+            tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
+            return nn.Parameter(torch.empty(1, tokens, self.dim).normal_(std=0.02))
+        table = F.pad(sincos_positions(self.grid, self.dim), (0, 0, self.prefix_tokens, 0))
         return nn.Parameter(table[None], requires_grad=False)
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 tokens dim"] | None:
         """Position embeddings of the patch tokens (the class token's left out) for a grid of any size."""
         if self.pos_embed is None:
             return None
-        table = self.pos_embed[:, int(self.settings.class_token) :]
+        table = self.pos_embed[:, self.prefix_tokens :]
         if grid == self.grid:
             return table
         if self.settings.positions == "sincos" and not self.pos_embed.requires_grad:
@@ -205,11 +182,10 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Features:
         """Features of whole images, unmasked, in spatial order."""
-        x = self.blocks_and_norm(self.embed(images))  # [batch, class + tokens, dim]
-        return self._features(x, images)
+        return self._features(self.blocks_and_norm(self.embed(images)), images)
 
-    def _features(self, x: Tensor, images: Tensor) -> Features:
-        prefix = int(self.settings.class_token)
+    def _features(self, x: Float[Tensor, "batch out_tokens dim"], images: Tensor) -> Features:
+        prefix = self.prefix_tokens
         return Features(x[:, prefix:], patch_grid(images.shape[-2:], self.patch_size), x[:, 0] if prefix else None)
 
 

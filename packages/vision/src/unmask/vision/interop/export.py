@@ -10,41 +10,20 @@ Both get a model card. `unmask.vision.interop.pretrained` reads a ``ViTMAEForPre
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from unmask.core.errors import UnmaskError
-from unmask.core.interop.export import Exported, Writer, write_export
-from unmask.core.interop.weights import State, save_state
+from unmask.core.interop.export import Exported, Exporter, Writer, write_directory
+from unmask.core.interop.weights import State
 from unmask.vision.data.preprocess import Preprocess
 from unmask.vision.encoders.timm import SwinSettings, TimmViTSettings
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
-from unmask.vision.interop.convert import classifier_to_beit, mae_to_vitmae
+from unmask.vision.interop.convert import VITMAE, classifier_to_beit
 from unmask.vision.interop.model_card import image_card
 from unmask.vision.methods.mae import MAE
-
-Target = Literal["timm", "transformers"]
-
-
-def export(run_dir: str | Path, out: str | Path, to: Target = "timm") -> Path:
-    """Write a run's, or a fine-tuned classifier's, weights in another library's format.
-
-    Args:
-        run_dir: a run directory, or what `unmask finetune` wrote.
-        out: a directory that does not exist yet, or is empty.
-        to: ``timm`` (the encoder, or the classifier) or ``transformers`` (the whole MAE, or the classifier).
-
-    Returns:
-        `out`.
-
-    Raises:
-        UnmaskError: not a run, `out` holds something, or the other library cannot hold this model; says what can be
-            exported instead.
-    """
-    return write_export(run_dir, out, to, _WRITERS, lambda exported: image_card(exported, to), classifiers=_WRITERS)
 
 
 def _write_transformers(exported: Exported, out: Path) -> None:
@@ -68,7 +47,7 @@ def _as_vitmae(exported: Exported) -> Any:
     from transformers import ViTMAEForPreTraining
 
     theirs = ViTMAEForPreTraining(_vitmae_config(method))
-    theirs.load_state_dict(mae_to_vitmae(method.state_dict()))
+    theirs.load_state_dict(VITMAE.to_theirs(method.state_dict()))
     return theirs
 
 
@@ -107,7 +86,7 @@ def _as_beit_classifier(exported: Exported, classes: Sequence[str]) -> Any:
 
 
 def _not_in_vitmae(encoder: VisionTransformer) -> list[str]:
-    """What transformers' ViTMAE has no place for."""
+    """Why transformers' ViTMAE cannot hold an encoder."""
     s, (height, width) = encoder.settings, encoder.image_size
     checks = {
         "it has no class token": not s.class_token,
@@ -116,7 +95,7 @@ def _not_in_vitmae(encoder: VisionTransformer) -> list[str]:
         "it has layer scale": s.layer_scale is not None,
         f"its images are not square ({height} x {width})": height != width,
     }
-    return [text for text, found in checks.items() if found]
+    return [text for text, is_so in checks.items() if is_so]
 
 
 def _vitmae_config(model: MAE) -> Any:
@@ -171,8 +150,7 @@ def _write_timm(exported: Exported, out: Path) -> None:
             "classifier": "head",
         },
     }
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_state(model.state, out / "model.safetensors")
+    write_directory(out, config, model.state)
 
 
 @dataclass(frozen=True)
@@ -284,3 +262,4 @@ def _as_beit(s: ViTSettings, args: dict[str, Any], state: State) -> TimmModel:
 
 
 _WRITERS: dict[str, Writer] = {"timm": _write_timm, "transformers": _write_transformers}
+export = Exporter(_WRITERS, image_card, classifiers=_WRITERS)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.core import registry
 from unmask.core.interop.export import Exported
-from unmask.core.interop.model_card import lines, model_card, public
+from unmask.core.interop.model_card import lines, model_card, origin, public, with_unmask
 
 _ENCODER_USE = (
     "Features for k-NN, linear probes and fine-tuning on images like those it was trained on. It has no classification "
@@ -21,14 +20,16 @@ _CLASSIFIER_USE = (
 def image_card(exported: Exported, to: str) -> str:
     """The model card of an export to ``timm`` or ``transformers``."""
     run, classes = exported.run, exported.classes
-    card = registry.card(run.recipe.method)
+    channels, (height, width) = run.recipe.data.channels, run.recipe.data.image_size
     what = "The encoder" if to == "timm" or classes else "The whole masked autoencoder (encoder and decoder)"
-    origin = f"of a run of **{card.id}**: {card.title} ({card.paper}). Pre-trained without labels by hiding part of "
-    loading = f"{to} classifier" if classes else to
+    about = f"{what} {origin(exported)} Pre-trained without labels by hiding part of every image and predicting it."
+    loading = _LOADING[f"{to} classifier" if classes else to].format(channels=channels, height=height, width=width)
+    if to == "transformers" and not classes:
+        loading += "\n\n" + with_unmask(exported, "image.jpg") + _ENCODING
     sections = {
-        "What this is": f"{what} {origin}every image and predicting it.{_masking_note(run.method, to)}",
+        "What this is": about + _masking_note(run.method, to),
         "Intended use": _CLASSIFIER_USE if classes else _ENCODER_USE,
-        "How to load it": _LOADING[loading].format(**_sizes(run.recipe.data)),
+        "How to load it": loading,
         "Classes": ", ".join(f"{name} ({i})" for i, name in enumerate(classes or ())),
         "Data": _data(run.recipe.data),
     }
@@ -76,25 +77,11 @@ from transformers import ViTMAEForPreTraining, ViTMAEModel
 
 model = ViTMAEForPreTraining.from_pretrained("PATH")       # encoder and decoder
 encoder = ViTMAEModel.from_pretrained("PATH", mask_ratio=0.0)  # hides nothing, but shuffles the tokens
-```
-
-With unmask, which never masks when it encodes and keeps the spatial order:
-
-```python
-import unmask.vision
-
-encoder = unmask.vision.load("PATH")
-features = encoder(encoder.preprocess(["image.jpg"])).pooled  # [1, dim]
-```
-
-To go on pre-training from it: `unmask train METHOD --init PATH --out RUN`. In timm: export the same run with
-`--to timm`.""",
+```""",
 }
-
-
-def _sizes(data: Any) -> dict[str, int]:
-    height, width = data.image_size
-    return {"channels": data.channels, "height": height, "width": width}
+_ENCODING = (
+    " unmask never masks when it encodes and keeps the spatial order. In timm: export the same run with `--to timm`."
+)
 
 
 def _masking_note(method: Any, to: str) -> str:

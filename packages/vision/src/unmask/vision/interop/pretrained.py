@@ -1,7 +1,7 @@
-"""Trained weights from elsewhere: a run, an exported directory, the released checkpoints.
+"""Trained weights from elsewhere: a run, a transformers directory, the released checkpoints.
 
-`load` gives an encoder to use, `load_vitmae_directory` a whole masked autoencoder from transformers' format, and
-`load_initial_weights` starts a new run from any of them (the recipe's key ``init``), decoder included.
+`unmask.vision.load` gives an encoder to use, `load_vitmae_directory` a whole masked autoencoder from transformers'
+format, and `load_initial_weights` starts a new run from any of them (the recipe's key ``init``), decoder included.
 """
 
 from __future__ import annotations
@@ -10,50 +10,41 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from unmask.core.errors import UnmaskError
-from unmask.core.evaluation.finetune import load_tuned
 from unmask.core.interop.directories import directory, is_run, read_config
-from unmask.core.interop.fine_tuned import FineTunedEncoder, is_fine_tuned
-from unmask.core.interop.weights import State, difference, read_state, some
+from unmask.core.interop.transformers import check_model_type, read_transformers
+from unmask.core.interop.weights import State, check_initial, read_state
 from unmask.core.masking import RandomMasking
 from unmask.core.method import encoder_of
-from unmask.core.training.checkpoint import load_run, weights_of
+from unmask.core.training.checkpoint import LoadedRun, weights_of
 from unmask.vision.data.preprocess import Preprocess
 from unmask.vision.encoders.vit import VisionTransformer, ViTSettings
-from unmask.vision.interop.convert import vitmae_to_mae
+from unmask.vision.interop.convert import VITMAE
 from unmask.vision.methods.mae import MAE, DecoderSettings
 
 
-def load(path: str | Path, device: str = "cpu") -> nn.Module:
-    """The trained encoder of a run or of an exported transformers directory, in eval mode.
+def as_encoder(run: LoadedRun) -> nn.Module:
+    """The encoder of a method: ``encoder(images)`` takes normalised images [batch, channels, height, width].
 
-    ``encoder(images)`` takes normalised images [batch, channels, height, width] and returns `Features`: ``tokens``,
-    ``grid``, ``cls`` and ``pooled``. ``encoder.preprocess(images)`` makes such a batch from PIL images or file names.
-    Of a fine-tuned directory it is a `FineTunedEncoder`: ``encoder.logits(images)`` scores ``encoder.classes``, too.
+    It returns `Features`: ``tokens``, ``grid``, ``cls`` and ``pooled``. ``encoder.preprocess(images)``, a `Preprocess`,
+    makes such a batch from PIL images, arrays or file names.
+    """
+    encoder: Any = encoder_of(run.method)
+    encoder.preprocess = Preprocess.of_data(run.recipe.data)
+    return encoder
 
-    Args:
-        path: a run directory, what ``unmask finetune`` wrote, a directory made by ``unmask export --to transformers``,
-            or the id of a ViTMAE on the Hugging Face hub.
-        device: where to put it.
+
+def open_directory(path: str | Path) -> nn.Module:
+    """`as_encoder` of a directory with a ``ViTMAEForPreTraining``, or the id of one on the Hugging Face hub.
 
     Raises:
         UnmaskError: nothing of the kind is there.
     """
-    encoder: Any
-    if is_fine_tuned(path):
-        tuned = load_tuned(path, device)
-        encoder = FineTunedEncoder(tuned.method, encoder_of(tuned.method), Preprocess.of_data(tuned.recipe.data))
-    elif is_run(path):
-        run = load_run(path, device=device)
-        encoder = encoder_of(run.method)
-        encoder.preprocess = Preprocess.of_data(run.recipe.data)
-    else:
-        encoder = load_vitmae_directory(path).encoder.to(device)
-        encoder.preprocess = Preprocess.of_directory(path, encoder.image_size, encoder.channels)
-    return encoder.eval()
+    encoder: Any = load_vitmae_directory(path).encoder
+    encoder.preprocess = Preprocess.of_directory(path, encoder.image_size, encoder.channels)
+    return encoder
 
 
 def load_vitmae_directory(path: str | Path) -> MAE:
@@ -68,8 +59,10 @@ def load_vitmae_directory(path: str | Path) -> MAE:
     Raises:
         UnmaskError: no such directory or id, another architecture, or weights that are missing.
     """
+    from transformers import ViTMAEForPreTraining
+
     model = _mae_like(_vitmae_config(path))
-    model.load_state_dict(vitmae_to_mae(_vitmae_weights(path)))
+    model.load_state_dict(VITMAE.to_ours(read_transformers(ViTMAEForPreTraining, path, without="decoder")))
     return model.eval()
 
 
@@ -78,9 +71,7 @@ def _vitmae_config(path: str | Path) -> Any:
     from transformers import ViTMAEConfig
 
     values = read_config(directory(path, ["config.json"]) / "config.json")
-    if values.get("model_type") != "vit_mae":
-        kind = values.get("model_type") or values.get("architecture") or "no model type"
-        raise UnmaskError(f"{path}: config.json describes {kind!r}; expected 'vit_mae' (ViTMAEForPreTraining)")
+    check_model_type(values, path, "vit_mae", "ViTMAEForPreTraining")
     config = ViTMAEConfig.from_dict(values)
     refused = {
         "qkv_bias false": not config.qkv_bias,
@@ -92,28 +83,6 @@ def _vitmae_config(path: str | Path) -> Any:
     if any(refused.values()):
         raise UnmaskError(f"{path}: cannot be held by this MAE: {', '.join(k for k, bad in refused.items() if bad)}")
     return config
-
-
-def _vitmae_weights(path: str | Path) -> State:
-    """The weights by transformers' names: reading old files' names is left to transformers."""
-    from transformers import ViTMAEForPreTraining
-
-    try:
-        model, info = ViTMAEForPreTraining.from_pretrained(
-            str(path),
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers and safetensors raise a dozen kinds here; all mean "not readable"
-        raise UnmaskError(f"{path}: the weights cannot be read: {' '.join(str(error).split())[:300]}") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        hint = " (an encoder alone: the decoder was not saved)" if all("decoder" in name for name in missing) else ""
-        raise UnmaskError(f"{path}: {len(missing)} weights are missing{hint}: {some(missing)}")
-    return model.state_dict()
 
 
 def _mae_like(config: Any) -> MAE:
@@ -148,17 +117,12 @@ def load_initial_weights(method: nn.Module, path: str | Path) -> None:
         UnmaskError: the weights are those of another model; the message names what differs.
     """
     given = _read_weights(path)
-    mine = method.state_dict()
+    wanted = method.state_dict()
     fixed = {name for name, p in method.named_parameters() if not p.requires_grad}
     for name in fixed & given.keys():
-        if name.endswith("pos_embed") and given[name].shape[-1] == mine[name].shape[-1]:
-            given[name] = mine[name]
-    problem = difference(given, mine, _no_decoder(given, mine))
-    if problem:
-        raise UnmaskError(
-            f"{path}: these weights are of another model: {problem}. "
-            "Give weights trained with the same `model` settings, or change the settings to theirs."
-        )
+        if name.endswith("pos_embed") and given[name].shape[-1] == wanted[name].shape[-1]:
+            given[name] = wanted[name]
+    check_initial(given, wanted, path, why_missing=_no_decoder(given, wanted))
     method.load_state_dict(given)
 
 
@@ -172,23 +136,14 @@ def _no_decoder(given: State, wanted: State) -> str:
 
 def _read_weights(path: str | Path) -> State:
     """A state dict by our names from whatever `path` is."""
-    place = Path(path)
-    if is_run(place):
-        return dict(weights_of(place)[0])
-    if place.is_file():
-        return _read_file(place)
-    return dict(load_vitmae_directory(path).state_dict())
-
-
-def _read_file(path: Path) -> State:
-    state = read_state(path)
+    if is_run(path):
+        return dict(weights_of(Path(path))[0])
+    if not Path(path).is_file():
+        return dict(load_vitmae_directory(path).state_dict())
+    state = read_state(Path(path))
     if any(name.startswith("encoder.") for name in state):
         return state
     if any(name.startswith("vit.") for name in state):
         raise UnmaskError(f"{path}: a transformers checkpoint; give its directory, which says how the model is shaped")
-    return {_from_released(name): tensor for name, tensor in state.items()}
-
-
-def _from_released(name: str) -> str:
-    """Our name for one of the released MAE's: they differ by the encoder's prefix only."""
-    return name if name.startswith(("decoder_", "mask_token")) else f"encoder.{name}"
+    ours = ("decoder_", "mask_token")  # the released MAE's names are ours without the encoder's prefix
+    return {name if name.startswith(ours) else f"encoder.{name}": tensor for name, tensor in state.items()}

@@ -13,6 +13,7 @@ from unmask.core.mask import Mask
 from unmask.core.report.gather import RunFacts
 from unmask.core.report.parts import Picture, Pictures, data_address
 from unmask.core.report.pictures import Shown, draw_with
+from unmask.vision.data.augment import denormalise
 
 SAMPLES = 8
 TITLES = {"input": "original", "masked": "what the encoder sees", "reconstruction": "reconstruction"}
@@ -62,8 +63,7 @@ def to_rgb(
     """
     if not _displayable(mean, std):
         mean, std = (0.5,) * len(mean), (0.2,) * len(std)
-    shape = (1, -1, 1, 1)
-    pixels = images.float() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
+    pixels = denormalise(images.float(), mean, std)
     pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
     return pixels.clamp(0, 1)
 

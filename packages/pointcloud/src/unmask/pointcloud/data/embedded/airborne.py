@@ -44,53 +44,32 @@ _FOOT, _SURVEY_FOOT = 0.3048, 1200 / 3937
 
 @dataclass(frozen=True)
 class Scan:
-    """A file of the archive.
+    """A file of the archive."""
 
-    Args:
-        name: what its tiles are called.
-        path: in the archive.
-        unit: its coordinates' unit in metres, from its coordinate system.
-        side: of a tile, in metres.
-        axis: 0 or 1, x or y: what its split areas follow each other along.
-    """
-
-    name: str
-    path: str
-    unit: float
-    side: float
-    axis: int
+    name: str  # what its tiles are called
+    path: str  # in the archive
+    unit: float  # of its coordinates in metres, from its coordinate system
+    side: float  # of a tile, in metres
+    axis: int  # 0 or 1, x or y: along which its split areas lie
 
 
+_FOLDER = "laspy-2.7.0/tests/data"
 SCANS = (
-    Scan("france", "laspy-2.7.0/tests/data/append-bug.laz", 1.0, 8.0, axis=1),
-    Scan(
-        "nebraska",
-        "laspy-2.7.0/tests/data/file_with_both_wkt_and_geotiff_vlrs.las",
-        _SURVEY_FOOT,
-        10 * _SURVEY_FOOT,
-        axis=0,
-    ),
-    Scan("oregon", "laspy-2.7.0/tests/data/autzen_trim.laz", _FOOT, 20.0, axis=0),
+    Scan("france", f"{_FOLDER}/append-bug.laz", 1.0, 8.0, axis=1),
+    Scan("nebraska", f"{_FOLDER}/file_with_both_wkt_and_geotiff_vlrs.las", _SURVEY_FOOT, 10 * _SURVEY_FOOT, axis=0),
+    Scan("oregon", f"{_FOLDER}/autzen_trim.laz", _FOOT, 20.0, axis=0),
 )
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A square of a scan.
+    """A square of a scan."""
 
-    Args:
-        name: the scan's, and the tile's place in it.
-        xyz: metres from the middle of the square and from the lowest point.
-        intensity: 0..1.
-        labels: of the points, in POINT_CLASSES, or -1.
-        code: its split.
-    """
-
-    name: str
-    xyz: Float[np.ndarray, "points 3"]
-    intensity: Float[np.ndarray, "points 1"]
-    labels: Int[np.ndarray, "points"]
-    code: int
+    name: str  # the scan's, and the tile's column and row in it
+    xyz: Float[np.ndarray, "points 3"]  # metres from the middle of the square and from the lowest point
+    intensity: Float[np.ndarray, "points 1"]  # 0..1
+    labels: Int[np.ndarray, "points"]  # in POINT_CLASSES, or -1
+    code: int  # its split
 
 
 def tiles(scan: Scan, content: bytes) -> Iterator[Tile]:
@@ -105,15 +84,14 @@ def tiles(scan: Scan, content: bytes) -> Iterator[Tile]:
     """
     xyz, intensity, labels = _read(scan, content)
     corner = xyz[:, :2].min(0)
-    places, tile_of, sizes = np.unique(
-        (xyz[:, :2] - corner) // scan.side, axis=0, return_inverse=True, return_counts=True
-    )
+    squares = (xyz[:, :2] - corner) // scan.side  # column and row
+    cells, tile_of, sizes = np.unique(squares, axis=0, return_inverse=True, return_counts=True)
     members = np.split(tile_of.argsort(kind="stable"), sizes.cumsum()[:-1])
     kept = np.flatnonzero(sizes >= _FEWEST)
-    for tile, code in zip(kept, areas(places[kept, scan.axis]), strict=True):
-        rows, place = members[tile], places[tile]
-        origin = [*(corner + (place + 0.5) * scan.side), xyz[rows, 2].min()]
-        name = f"{scan.name}/{place[0]:.0f}-{place[1]:.0f}"
+    for tile, code in zip(kept, areas(cells[kept, scan.axis]), strict=True):
+        rows, cell = members[tile], cells[tile]
+        origin = [*(corner + (cell + 0.5) * scan.side), xyz[rows, 2].min()]
+        name = f"{scan.name}/{cell[0]:.0f}-{cell[1]:.0f}"
         yield Tile(name, xyz[rows] - origin, intensity[rows], labels[rows], int(code))
 
 

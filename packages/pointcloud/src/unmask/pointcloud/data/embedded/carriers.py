@@ -30,3 +30,4 @@ _ALL = (
     ),
 )
 CARRIERS: dict[str, Carrier] = {carrier.name: carrier for carrier in _ALL}
+EMBEDDED = (*CARRIERS, "shapes")  # which is synthetic: nothing is fetched

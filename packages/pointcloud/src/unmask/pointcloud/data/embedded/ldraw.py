@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import tarfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unmask.core.data.carriers import CarrierError
-from unmask.pointcloud.data.embedded.shapes import Triangles
+from unmask.pointcloud.data.embedded.shapes import Triangles, double_areas
 
 # The categories with at least 80 parts, without stickers, which are flat.
 CLASSES = (
@@ -38,13 +38,7 @@ _NO_AREA = 1e-6  # square units: less is a degenerate triangle
 
 @dataclass(frozen=True)
 class Part:
-    """What the head of a part's file says.
-
-    Args:
-        name: the file's, without suffix.
-        category: one of CLASSES.
-        path: the file's key in `Library.files`.
-    """
+    """What the head of a part's file says: its name, one of CLASSES, and the file's key in `Library.files`."""
 
     name: str
     category: str
@@ -81,13 +75,13 @@ class Library:
 
     def parts(self) -> list[Part]:
         """The parts of CLASSES by name: without moved, alias and physical-colour parts, which are other parts again."""
-        found = []
+        parts = []
         for path in sorted(self.files):
             if path.count("/") == 1 and path.startswith("parts/"):
                 category = _category(self.files[path].decode("utf-8", "replace").splitlines())
                 if category in CLASSES:
-                    found.append(Part(path.removeprefix("parts/").removesuffix(".dat"), category, path))
-        return found
+                    parts.append(Part(path.removeprefix("parts/").removesuffix(".dat"), category, path))
+        return parts
 
     def triangles(self, path: str) -> Triangles:
         """The surface of a file with all that it refers to, in LDraw's axes and units, degenerate triangles dropped.
@@ -101,7 +95,8 @@ class Library:
         pieces = [own]
         for matrix, offset, name in references:
             pieces.append(self.triangles(self._find(name, path)) @ matrix.T + offset)
-        surface = _with_area(np.concatenate(pieces))
+        surface = np.concatenate(pieces)
+        surface = surface[double_areas(surface) > 2 * _NO_AREA]
         if path.startswith("p/"):  # a stud is in every brick, hundreds of times in some
             self._primitives[path] = surface
         return surface
@@ -151,41 +146,32 @@ def _parse(content: bytes) -> tuple[Triangles, list[tuple[Float[np.ndarray, "3 3
     return np.array(corners, np.float64).reshape(-1, 3, 3), references
 
 
-def _with_area(triangles: Triangles) -> Float[np.ndarray, "kept 3 3"]:
-    edges = triangles[:, 1:] - triangles[:, :1]
-    return triangles[np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1) > 2 * _NO_AREA]
-
-
 def base_number(name: str) -> str:
     """The number of the mould: ``3626`` of ``3626bp02``, whose letters say which variant, and which print, it is."""
-    found = re.match(r"[a-z]*\d+", name)
-    return found[0] if found else name
+    number = re.match(r"[a-z]*\d+", name)
+    return number[0] if number else name
 
 
-def look(triangles: Triangles) -> tuple[int, ...]:
+def signature(triangles: Triangles) -> tuple[int, ...]:
     """A coarse description that equal, turned and mirrored shapes share: extents to 0.5 units and area to 1 %."""
-    edges = triangles[:, 1:] - triangles[:, :1]
-    area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1).sum() / 2
+    area = double_areas(triangles).sum() / 2
     extents = np.sort(np.ptp(triangles.reshape(-1, 3), axis=0))
     return (*np.round(extents * 2).astype(int).tolist(), round(100 * math.log(area)))
 
 
-def families(numbers: Sequence[str], looks: Sequence[tuple[int, ...]]) -> list[str]:
-    """Which parts are one shape: those of one base number, those of one look, and all that these link.
+def families(numbers: Sequence[str], signatures: Sequence[tuple[int, ...]]) -> list[str]:
+    """Which parts are one shape: those of one base number, those of one signature, and all that these link.
 
     Returns:
         For each part a name of its family: the first base number in it.
     """
-    parent: dict[Hashable, Hashable] = {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(node: Hashable) -> Hashable:
-        while parent.setdefault(node, node) != node:
-            node = parent[node]
-        return node
-
-    for number, seen in zip(numbers, looks, strict=True):
-        parent[root(seen)] = root(number)
-    first: dict[Hashable, str] = {}
-    for number in sorted(numbers):
-        first.setdefault(root(number), number)
-    return [first[root(number)] for number in numbers]
+    names, number_of = np.unique(numbers, return_inverse=True)
+    _, signature_of = np.unique(signatures, axis=0, return_inverse=True)
+    nodes = len(names) + len(numbers)  # the numbers come first, then the signatures
+    links = coo_array((np.ones(len(numbers)), (number_of, len(names) + signature_of)), shape=(nodes, nodes))
+    _, family_of = connected_components(links, directed=False)
+    _, first = np.unique(family_of[: len(names)], return_index=True)
+    return names[first[family_of[number_of]]].tolist()

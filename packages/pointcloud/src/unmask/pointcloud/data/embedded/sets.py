@@ -8,52 +8,26 @@ lidar      89   16    37        0  an area: each of the three scans is cut along
 shapes    700  100   200        0  a cloud; synthetic, nothing is downloaded, classes are equally frequent
 ======  =====  ===  ====  =======  ==================================================================================
 
-Splits are the same for every run and written beside the arrays before anything is trained.
+Splits are the same for every run and written beside the arrays before anything is trained. Classes, their sizes and
+what simple features reach are in the tutorial on your own point clouds.
 
-``ldraw``: CAD models of toy bricks, 2,048 points spread evenly over the surface of each, in metres; normalise the size
-away (``data.normalize: sphere``) to judge shapes alone. Left out are parts whose triangles equal another's: prints that
-differ in colour. A part's number without what follows it is its mould, and parts of different moulds with the same
-extents and area (left and right, old and new) are put together, too: 2,265 shapes. Clouds in train, val and test:
-
-=================  ==================  =======================  ==================  ==================  ==============
-Animal             67, 10, 19          Flag                     58, 10, 10          Roadsign            89, 13, 25
-Baseplate          112, 16, 32         Hinge                    76, 11, 22          Slope               178, 22, 53
-Brick              382, 53, 108        Minifig                  430, 56, 122        Technic             405, 57, 115
-Door               75, 11, 21          Minifig Accessory        206, 29, 59         Tile                255, 37, 73
-Electric           123, 19, 36         Minifig Headwear         121, 17, 34         Train               127, 18, 36
-Figure             169, 24, 49         Panel                    89, 12, 24          Wheel               65, 9, 18
-Window             51, 11, 16          Plate                    135, 19, 38         Windscreen          59, 8, 17
-=================  ==================  =======================  ==================  ==================  ==============
-
-A logistic regression on histograms of distances, areas and heights (clouds scaled to the unit sphere) gets 0.42 of the
-test clouds right, 0.47 with the size added, and 0.64 under a random split: so much do prints of known moulds give away.
-The most frequent class would get 0.13.
-
-``lidar``: points in train, val and test, see `unmask.pointcloud.data.embedded.airborne`:
-
-=================  ======================
-ground             35,937, 5,074, 13,087
-low vegetation     2,216, 281, 547
-high vegetation    14,986, 840, 4,038
-structure          2,511, 618, 1,941
--1 (unclassified)  52,487, 8,028, 22,673
-=================  ======================
-
-A logistic regression on height, intensity and the spread of a point's 16 nearest neighbours gets a mean IoU of 0.57 and
-0.90 of the classed test points right; ground alone would be 0.67 of them.
+``ldraw`` are CAD models of toy bricks, 2,048 points spread evenly over the surface of each, in metres. Left out are
+parts whose triangles equal another's: prints that differ in colour. A part's number without what follows it is its
+mould, and parts of different moulds with the same extents and area (left and right, old and new) are put together, too:
+2,265 shapes. For ``lidar`` see `unmask.pointcloud.data.embedded.airborne`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int8
+from jaxtyping import Int8
 from torch import Tensor
 
 from unmask.core.data.carriers import Archive, cache_dir, fetch, say
@@ -63,39 +37,16 @@ from unmask.core.progress import progress_bar
 from unmask.core.randomness import stable_id
 from unmask.pointcloud.data.embedded import airborne, ldraw, shapes
 from unmask.pointcloud.data.embedded.carriers import CARRIERS
+from unmask.pointcloud.data.kind import Source
 from unmask.pointcloud.data.readers import Cloud
 
 _FORMAT = 1  # raise when the decoding or the splits change, so that old cache entries are not used
 _PART_POINTS = 2_048
-EMBEDDED = frozenset({"ldraw", "lidar", "shapes"})
-
-
-@dataclass(frozen=True)
-class EmbeddedClouds:
-    """An embedded set.
-
-    Args:
-        names: one per cloud, ``set:name``.
-        labels: class indices of the clouds, or None.
-        codes: the split of each cloud; see `unmask.core.data.splits`.
-        classes: names of the clouds' classes, or None.
-        point_classes: names of the classes that the points' labels stand for, or None.
-        dropped: clouds left out because an equal one is there.
-        read: the cloud at an index; ready to be sent to a worker process.
-    """
-
-    names: list[str]
-    labels: Int[Tensor, "n"] | None
-    codes: Int8[Tensor, "n"]
-    classes: list[str] | None
-    point_classes: list[str] | None
-    dropped: int
-    read: Callable[[int], Cloud]
 
 
 @dataclass
 class _Decoded:
-    """What a decoder has found, cloud after cloud."""
+    """What a decoder has read, cloud after cloud."""
 
     classes: tuple[str, ...] | None = None
     point_classes: tuple[str, ...] | None = None
@@ -111,41 +62,35 @@ class _Decoded:
             self.arrays.setdefault(key, []).append(array)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Reads clouds from the cache."""
-
-    clouds: Ragged
-
-    def __call__(self, index: int) -> Cloud:
-        found = self.clouds.rows(index)
-        xyz, labels = found.pop("xyz").astype(np.float64), found.pop("point_labels", None)
-        features = {name: np.array(array) for name, array in found.items()}
-        return Cloud(xyz, features, None if labels is None else labels.astype(np.int64))
+def _read(clouds: Ragged, index: int) -> Cloud:
+    """A cloud from the cache."""
+    arrays = clouds.rows(index)
+    xyz, labels = arrays.pop("xyz").astype(np.float64), arrays.pop("point_labels", None)
+    features = {name: np.array(array) for name, array in arrays.items()}
+    return Cloud(xyz, features, None if labels is None else labels.astype(np.int64))
 
 
-def load_embedded(name: str) -> EmbeddedClouds:
+def load_embedded(name: str) -> Source:
     """An embedded set; where it is not made when it is read, it is fetched and decoded on first use, then cached.
 
     Args:
-        name: one of EMBEDDED.
+        name: one of `unmask.pointcloud.data.embedded.carriers.EMBEDDED`.
 
     Raises:
         CarrierError: it cannot be fetched, or its archive is not what was published.
     """
     if name == "shapes":
         return _shapes()
-    place = cache_dir() / "clouds" / f"{CARRIERS[name].key}-v{_FORMAT}"
-    about = stored(place, lambda folder: _build(name, folder))
-    arrays = sorted(path.stem for path in (place / "arrays").iterdir() if path.stem != "offsets")
-    return EmbeddedClouds(
+    folder = cache_dir() / "clouds" / f"{CARRIERS[name].key}-v{_FORMAT}"
+    about = stored(folder, lambda new: _build(name, new))
+    arrays = sorted(path.stem for path in (folder / "arrays").iterdir() if path.stem != "offsets")
+    return Source(
         about["names"],
+        partial(_read, Ragged(folder / "arrays", tuple(arrays))),
         torch.tensor(about["labels"]) if about["classes"] else None,
-        torch.tensor(about["codes"], dtype=torch.int8),
         about["classes"],
-        about["point_classes"],
-        about["dropped"],
-        _Stored(Ragged(place / "arrays", tuple(arrays))),
+        codes=torch.tensor(about["codes"], dtype=torch.int8),
+        point_classes=about["point_classes"],
     )
 
 
@@ -162,9 +107,9 @@ def _build(name: str, folder: Path) -> dict[str, Any]:
 def _decode_ldraw(archive: Path) -> _Decoded:
     library = ldraw.Library.open(archive)
     parts = library.parts()
-    found = _Decoded(ldraw.CLASSES)
+    decoded = _Decoded(ldraw.CLASSES)
     seen: set[bytes] = set()
-    looks = []
+    signatures = []
     with progress_bar("decoding ldraw", len(parts)) as advance:
         for part in parts:
             triangles = library.triangles(part.path)
@@ -173,15 +118,15 @@ def _decode_ldraw(archive: Path) -> _Decoded:
             if digest in seen:  # prints that differ in colour alone
                 continue
             seen.add(digest)
-            looks.append(ldraw.look(triangles))
+            signatures.append(ldraw.signature(triangles))
             rng = np.random.default_rng(stable_id(part.name))
             points, _ = shapes.sample_surface(ldraw.upright(triangles), _PART_POINTS, rng)
-            found.add(part.name, xyz=points.astype(np.float32))
-            found.labels.append(ldraw.CLASSES.index(part.category))
-    found.dropped = len(parts) - len(found.names)
-    families = ldraw.families([ldraw.base_number(name) for name in found.names], looks)
-    found.codes = split_families(families, found.labels, val_share=0.1, test_share=0.2).tolist()
-    return found
+            decoded.add(part.name, xyz=points.astype(np.float32))
+            decoded.labels.append(ldraw.CLASSES.index(part.category))
+    decoded.dropped = len(parts) - len(decoded.names)
+    families = ldraw.families([ldraw.base_number(name) for name in decoded.names], signatures)
+    decoded.codes = split_families(families, decoded.labels, val_share=0.1, test_share=0.2).tolist()
+    return decoded
 
 
 def split_families(families: list[str], labels: list[int], val_share: float, test_share: float) -> Int8[Tensor, "n"]:
@@ -203,25 +148,25 @@ def split_families(families: list[str], labels: list[int], val_share: float, tes
 
 
 def _decode_lidar(path: Path) -> _Decoded:
-    found = _Decoded(point_classes=airborne.POINT_CLASSES)
+    decoded = _Decoded(point_classes=airborne.POINT_CLASSES)
     with Archive(path) as archive:
         for scan in airborne.SCANS:
             for tile in airborne.tiles(scan, archive.read(scan.path)):
-                found.add(
+                decoded.add(
                     tile.name,
                     xyz=tile.xyz.astype(np.float32),
                     intensity=tile.intensity.astype(np.float32),
                     point_labels=tile.labels.astype(np.int8),
                 )
-                found.codes.append(tile.code)
-    return found
+                decoded.codes.append(tile.code)
+    return decoded
 
 
-def _shapes() -> EmbeddedClouds:
+def _shapes() -> Source:
     labels = torch.arange(len(shapes.CLASSES)).repeat_interleave(shapes.PER_CLASS)
     names = [f"shapes:{shapes.CLASSES[label]}-{i % shapes.PER_CLASS}" for i, label in enumerate(labels.tolist())]
     codes = assign(torch.tensor([stable_id(name) for name in names]), labels, None, 0.1, 0.2)
-    return EmbeddedClouds(names, labels, codes, list(shapes.CLASSES), list(shapes.POINT_CLASSES), 0, _shape)
+    return Source(names, _shape, labels, list(shapes.CLASSES), codes=codes, point_classes=list(shapes.POINT_CLASSES))
 
 
 def _shape(index: int) -> Cloud:

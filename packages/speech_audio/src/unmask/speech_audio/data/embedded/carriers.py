@@ -5,31 +5,29 @@ from __future__ import annotations
 from unmask.core.data.carriers import Carrier
 
 LANGUAGES = {"en": "English", "es": "Spanish", "fr": "French", "it": "Italian", "ru": "Russian"}
+_PACKAGE = "asterisk-core-sounds"
 _PROMPT_SIZES = {"en": 18_272_864, "es": 23_767_256, "fr": 18_516_060, "it": 18_262_124, "ru": 18_788_860}
 _TEXT_SIZES = {"en": 22_844, "es": 22_012, "fr": 23_152, "it": 23_972, "ru": 25_592}
 
 
-def _prompts(code: str) -> tuple[Carrier, Carrier]:
+def _prompts(code: str) -> list[Carrier]:
     """The archive of one language's recordings, and the one with their texts."""
-    licence = "CC BY 3.0 (Maxim Topal)" if code == "ru" else "CC BY-SA 3.0"
-    source = "the sounds of the Asterisk telephone exchange (Digium, Inc.), as packaged by Debian"
-    holds = "2,755 telephone prompts in 5 languages, 125 minutes, with texts: language"
-    common = {"version": "", "digest": "", "licence": licence, "source": source, "holds": holds, "part_of": "prompts"}
-    sound = Carrier(
-        name=f"prompts-{code}",
-        registry="apt",
-        package=f"asterisk-core-sounds-{code}-wav",
-        size=_PROMPT_SIZES[code],
-        **common,
-    )
-    text = Carrier(
-        name=f"prompts-{code}-text",
-        registry="apt",
-        package=f"asterisk-core-sounds-{code}",
-        size=_TEXT_SIZES[code],
-        **common,
-    )
-    return sound, text
+    archives = {"": (f"{_PACKAGE}-{code}-wav", _PROMPT_SIZES), "-text": (f"{_PACKAGE}-{code}", _TEXT_SIZES)}
+    return [
+        Carrier(
+            name=f"prompts-{code}{suffix}",
+            registry="apt",
+            package=package,
+            version="",
+            digest="",
+            size=sizes[code],
+            licence="CC BY 3.0 (Maxim Topal)" if code == "ru" else "CC BY-SA 3.0",
+            source="the sounds of the Asterisk telephone exchange (Digium, Inc.), as packaged by Debian",
+            holds="2,755 telephone prompts in 5 languages, 125 minutes, with texts: language",
+            part_of="prompts",
+        )
+        for suffix, (package, sizes) in archives.items()
+    ]
 
 
 _ALL = (

@@ -9,10 +9,9 @@ prompts      2,755  language, speaker          a prompt: its recordings in all f
 ===========  =====  =========================  ==========================================================
 
 Splits are the same for every run and written beside the audio before anything is trained: about 70 % for training, 10 %
-to choose on and 20 % to report on (80, 10 and 10 for prompts); class by class: by instrument for notes, by initial
-for syllables. Clips
-of train or val whose samples equal those of one in val or test are left out. There are too few speakers (2 and 5) for
-splits without shared ones, so what is reported on these sets is about unseen notes and words of known voices.
+to choose on and 20 % to report on (80, 10 and 10 for prompts), by instrument for notes and by initial for syllables.
+Clips of train or val whose samples equal those of one in val or test are left out. There are too few speakers (2 and 5)
+for splits without shared ones, so what is reported on these sets is about unseen notes and words of known voices.
 """
 
 from __future__ import annotations
@@ -107,18 +106,18 @@ def load(name: str) -> Clips16:
     """
     carriers = [carrier for carrier in CARRIERS.values() if name in (carrier.name, carrier.part_of)]
     stamp = hashlib.blake2b("|".join(carrier.key for carrier in carriers).encode(), digest_size=8).hexdigest()
-    place = cache_dir() / "audio" / f"{name}-{stamp}-v{_FORMAT}"
-    about = stored(place, lambda folder: _build(name, carriers, folder))
-    codes = torch.from_numpy(np.load(place / "splits.npy"))
-    return Clips16(Ragged(place, ("audio",)), about["names"], codes, about["labels"], about["texts"])
+    cached = cache_dir() / "audio" / f"{name}-{stamp}-v{_FORMAT}"
+    about = stored(cached, lambda folder: _build(name, carriers, folder))
+    codes = torch.from_numpy(np.load(cached / "splits.npy"))
+    return Clips16(Ragged(cached, ("audio",)), about["names"], codes, about["labels"], about["texts"])
 
 
 def _build(name: str, carriers: list[Carrier], folder: Path) -> dict[str, Any]:
     archives = {carrier.name: fetch(carrier) for carrier in carriers}
     say(f"{name}: decoding once")
-    decode, val_share, test_share = _DECODERS[name]
+    decode, size, val_share, test_share = _DECODERS[name]
     clips, pieces = [], []
-    with progress_bar(f"decoding {name}", _SIZES[name]) as advance:
+    with progress_bar(f"decoding {name}", size) as advance:
         for clip in decode(archives):
             pieces.append((clip.audio * _SCALE).round().clamp(-_SCALE, _SCALE - 1).to(torch.int16).numpy())
             clips.append(clip)
@@ -195,11 +194,11 @@ def _decode_prompts(archives: dict[str, Path]) -> Iterator[Clip]:
                 yield Clip(f"{code}/{name}", audio, labels, name, text=texts[code].get(name))
 
 
-def _prompt_texts(place: Path, code: str) -> dict[str, str]:
+def _prompt_texts(path: Path, code: str) -> dict[str, str]:
     """What each prompt says; in square brackets where it is no speech."""
-    with Archive(place) as archive:
-        path = next(name for name in archive.names() if name.endswith(f"core-sounds-{code}.txt.gz"))
-        lines = gzip.decompress(archive.read(path)).decode("utf-8-sig", "replace").splitlines()
+    with Archive(path) as archive:
+        table = next(name for name in archive.names() if name.endswith(f"core-sounds-{code}.txt.gz"))
+        lines = gzip.decompress(archive.read(table)).decode("utf-8-sig", "replace").splitlines()
     pairs = [line.split(":", 1) for line in lines if ":" in line and not line.startswith(";")]
     return {name.strip(): text.strip() for name, text in pairs}
 
@@ -208,9 +207,8 @@ def _decode(data: bytes) -> Tensor:
     return read(io.BytesIO(data), examine(io.BytesIO(data))).audio
 
 
-_DECODERS = {
-    "notes": (_decode_notes, 0.1, 0.2),
-    "syllables": (_decode_syllables, 0.1, 0.2),
-    "prompts": (_decode_prompts, 0.1, 0.1),
+_DECODERS = {  # with the number of clips, and the shares of val and test
+    "notes": (_decode_notes, 2682, 0.1, 0.2),
+    "syllables": (_decode_syllables, 2358, 0.1, 0.2),
+    "prompts": (_decode_prompts, 2755, 0.1, 0.1),
 }
-_SIZES = {"notes": 2682, "syllables": 2358, "prompts": 2755}

@@ -78,7 +78,8 @@ class SoundFont:
         presets = _zones(tables["phdr"], tables["pbag"], tables["pgen"], 3)
         heads = tables["phdr"][:-1]
         self._presets = {head[1]: zones for head, zones in zip(heads, presets, strict=True) if head[2] == 0}
-        self.names: dict[int, str] = {head[1]: _name(head[0]) for head in heads if head[2] == 0}
+        names = {head[1]: head[0].split(b"\0")[0] for head in heads if head[2] == 0}
+        self.names: dict[int, str] = {program: name.decode("latin-1").strip() for program, name in names.items()}
 
     def has(self, program: int, key: int) -> bool:
         """Whether a program sounds at this key."""
@@ -105,23 +106,21 @@ class SoundFont:
 
     def _matching(self, program: int, key: int) -> list[Zone]:
         """What sounds for a key: instrument zones with the preset's generators added (section 9.4)."""
-        found = []
+        zones = []
         for preset in self._presets.get(program, []):
             if INSTRUMENT not in preset or not _covers(preset, key):
                 continue
             for zone in self._instruments[preset[INSTRUMENT]]:
                 if SAMPLE in zone and _covers(zone, key):
                     added = {g: zone.get(g, _DEFAULTS.get(g, 0)) + v for g, v in preset.items() if g not in _NOT_ADDED}
-                    found.append(zone | added)
-        return found
+                    zones.append(zone | added)
+        return zones
 
     def _render(self, zone: Zone, key: int, n: int) -> Float[Tensor, "n"]:
         head = self._recordings[zone[SAMPLE]]
+        edges = {START: head.start, END: head.end, START_LOOP: head.start_loop, END_LOOP: head.end_loop}
         start, end, start_loop, end_loop = (
-            place + zone.get(g, 0) + 32_768 * zone.get(COARSE[g], 0)
-            for g, place in zip(
-                (START, END, START_LOOP, END_LOOP), (head.start, head.end, head.start_loop, head.end_loop), strict=True
-            )
+            edge + zone.get(g, 0) + 32_768 * zone.get(COARSE[g], 0) for g, edge in edges.items()
         )
         root = zone.get(ROOT, -1)
         root = head.root if root < 0 else root
@@ -146,14 +145,14 @@ class SoundFont:
 
 def _chunks(data: bytes) -> dict[str, bytes]:
     """The chunks of a RIFF by name, those inside lists among them."""
-    found: dict[str, bytes] = {}
-    at = 0
-    while at + 8 <= len(data):
-        name, size = data[at : at + 4].decode("ascii", "replace"), struct.unpack_from("<I", data, at + 4)[0]
-        content = data[at + 8 : at + 8 + size]
-        found.update(_chunks(content[4:]) if name == "LIST" else {name: content})
-        at += 8 + size + size % 2
-    return found
+    chunks: dict[str, bytes] = {}
+    offset = 0
+    while offset + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, offset)
+        content = data[offset + 8 : offset + 8 + size]
+        chunks |= _chunks(content[4:]) if name == b"LIST" else {name.decode("ascii", "replace"): content}
+        offset += 8 + size + size % 2
+    return chunks
 
 
 def _zones(heads: list[Any], bags: list[Any], generators: list[Any], column: int) -> list[list[Zone]]:
@@ -176,18 +175,10 @@ def _covers(zone: Zone, key: int) -> bool:
     return all(span & 255 <= value <= span >> 8 for span, value in ranges)
 
 
-def _seconds(timecents: int) -> float:
-    return 2 ** (timecents / 1200)
-
-
 def _envelope(zone: Zone, n: int) -> Float[Tensor, "n"]:
     """The volume envelope of a held key: a linear attack, a hold, and a decay that is linear in decibels."""
-    attack, hold, decay = (_seconds(zone.get(g, -12_000)) for g in (ATTACK, HOLD, DECAY))
+    attack, hold, decay = (2 ** (zone.get(g, -12_000) / 1200) for g in (ATTACK, HOLD, DECAY))  # seconds
     time = torch.arange(n) / SAMPLE_RATE
     # A decay is the time that 100 dB take; a sustain level is given in tenths of a decibel.
     fall = ((time - attack - hold) / decay * 100).clamp(0, min(max(zone.get(SUSTAIN, 0), 0) / 10, 100))
     return (time / attack).clamp(max=1) * 10 ** (-fall / 20)
-
-
-def _name(raw: bytes) -> str:
-    return raw.split(b"\0")[0].decode("latin-1").strip()

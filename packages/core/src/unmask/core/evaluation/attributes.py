@@ -1,4 +1,7 @@
-"""Probes of what is known of clips: speaker, tone, language, instrument ..."""
+"""Probes of samples with several labels each, of which any may be unknown, on the layers of an encoder.
+
+Where every sample has one class, `unmask.core.evaluation.samples` is all that is needed.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,23 @@ from torch import Tensor
 from unmask.core.evaluation.features import FeatureSplit, Splits, keyed_subset
 from unmask.core.evaluation.knn import knn_accuracy
 from unmask.core.evaluation.linear import linear_probe
-from unmask.core.evaluation.rankme import deviation, rankme
 from unmask.core.evaluation.weighted import layer_of, weighted_probe
-from unmask.speech_audio.evaluation.encoding import ClipFeatures
 
 SPLITS = ("train", "val", "test")
-_OWN_TEST, _OWN_VAL = 0.2, 0.125  # of the clips, and of those that are left, where a probe makes its own splits
-_FEWEST = 10  # clips of a class below which it gets no splits of its own
+_OWN_TEST, _OWN_VAL = 0.2, 0.125  # of the samples, and of those that are left, where a task makes its own splits
+_FEWEST = 10  # samples of a class below which it gets no splits of its own
 
 
 @dataclass(frozen=True)
 class Task:
-    """One label as a classification task: rows of all clips' features and their classes, split by split.
+    """One label as a classification task: rows of all samples' features and their classes, split by split.
 
     Args:
         rows: for train, val and test, rows of the three splits' features put one after another.
         y: their classes, counted from 0 without gaps.
         classes: how many there are.
-        left_out: classes that some split has not, and unknown clips are, left out of all.
-        own_splits: whether the task made its own splits of the training clips.
+        left_out: classes that some split does not have; their samples are in none.
+        own_splits: whether the task made its own splits of the training samples.
     """
 
     rows: dict[str, Int[Tensor, "n"]]
@@ -41,7 +42,7 @@ class Task:
     own_splits: bool
 
     def splits(self, x: Float[Tensor, "n dim"], ids: Int[Tensor, "n"]) -> Splits:
-        """The task on features of all clips."""
+        """The task on features of all samples."""
         return Splits(*(FeatureSplit(x[self.rows[s]], ids[self.rows[s]], self.y[s]) for s in SPLITS))
 
     def facts(self) -> dict[str, Any]:
@@ -65,31 +66,32 @@ def make_task(
     seed: int = 0,
     own: bool = False,
 ) -> Task | str:
-    """A task from the labels of all clips (-1 = unknown) and the split each is in (0, 1, 2), or why there is none.
+    """A task from the labels of all samples (-1 = unknown) and the split each is in (0, 1, 2), or why there is none.
 
     Args:
         y: classes.
-        split: of each clip.
+        split: of each sample.
         ids: sample ids.
         names: of the classes.
         seed: of splits of its own.
-        own: where the splits share fewer than two classes (speakers that are kept apart), split the training clips
-            themselves: a fifth of each class for test, a tenth for validation.
+        own: where the splits share fewer than two classes (as of groups that they keep apart), split the training
+            samples themselves: a fifth of each class for test, a tenth for validation.
     """
     present = set(y[y >= 0].tolist())
     if len(present) < 2:
-        return "it has one class only" if present else "no clip has it"
+        return "it has one class only" if present else "no sample has it"
     common = present.intersection(*(set(y[split == s].tolist()) for s in range(3)))
     made_own = len(common) < 2 and own
+    training = (split == 0) & (y >= 0)
     if made_own:
-        training = (split == 0) & (y >= 0)
         count = y[training].bincount(minlength=len(names))
         common = {c for c in present if count[c] >= _FEWEST}
-        split = _own_splits(y, training & torch.isin(y, torch.tensor(sorted(common))), ids, seed)
     if len(common) < 2:
         return "fewer than two of its classes are in all of train, val and test"
     kept = torch.tensor(sorted(common))
     known = torch.isin(y, kept)
+    if made_own:
+        split = _own_splits(y, training & known, ids, seed)
     rows = {name: (known & (split == s)).nonzero()[:, 0] for s, name in enumerate(SPLITS)}
     classes = {name: torch.searchsorted(kept, y[r]) for name, r in rows.items()}
     left_out = [names[c] for c in sorted(present - common)]
@@ -97,15 +99,10 @@ def make_task(
 
 
 def _own_splits(y: Tensor, members: Bool[Tensor, "n"], ids: Tensor, seed: int) -> Int[Tensor, "n"]:
-    split = torch.full_like(y, -1)
-    rows = members.nonzero()[:, 0]
-    if not len(rows):
-        return split
-    split[rows] = 0
-    test = rows[keyed_subset(ids[rows], y[rows], _OWN_TEST, seed, "own test split")]
-    split[test] = 2
-    rows = (split == 0).nonzero()[:, 0]
-    split[rows[keyed_subset(ids[rows], y[rows], _OWN_VAL, seed, "own val split")]] = 1
+    split = torch.where(members, 0, -1)
+    for code, share, name in ((2, _OWN_TEST, "own test split"), (1, _OWN_VAL, "own val split")):
+        rows = (split == 0).nonzero()[:, 0]
+        split[rows[keyed_subset(ids[rows], y[rows], share, seed, name)]] = code
     return split
 
 
@@ -145,8 +142,3 @@ def probe_within(
     """The weighted sum of layers fitted and tested within each group: accuracy of each, and their mean."""
     each = {name: weighted_probe(task.splits(x, ids), layers).accuracy for name, task in tasks.items()}
     return {"mean": sum(each.values()) / len(each), "each": each}
-
-
-def spread(features: ClipFeatures) -> dict[str, Any]:
-    """How many dimensions the last layer uses."""
-    return {"rankme": rankme(features.last), "deviation": deviation(features.last), "dim": features.last.shape[1]}
