@@ -162,6 +162,11 @@ def test_words_are_counted_on_the_training_split_and_kept_with_the_run(tmp_path:
     assert model.documents == len(open_split(settings, "train")) < len(FACTS["documents"])
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
     assert resolve(settings) == settings
+    loaded = document_pairs.kept(settings, tmp_path / "run")
+    assert loaded.tokenizer == str(tmp_path / "run" / "tokenizer")
+    batch = document_pairs.preprocess(["kamilo dortu", "x"], loaded)
+    assert batch.tokens.shape[:2] == (2, 2) and torch.equal(batch.tokens[:, 0], batch.tokens[:, 1])
+    assert batch.tokens[1, 0, :3].tolist() == [2, PIECES.index("x"), 3] and batch.valid[1, 0].sum() == 3
     records(tmp_path / "data", "more.jsonl")
     with pytest.raises(UnmaskError, match="words of the training split are not those"):
         resolve(settings)

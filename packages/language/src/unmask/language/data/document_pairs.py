@@ -23,15 +23,18 @@ from unmask.core.errors import Problem
 from unmask.core.randomness import SampleKey, stable_id
 from unmask.language.data import corpus
 from unmask.language.data.bag_store import BagStore, store_bags
-from unmask.language.data.corpus import Corpus, for_networks, open_corpus
+from unmask.language.data.corpus import Corpus, encoded, for_networks, kept, open_corpus
 from unmask.language.data.document_model import DocumentModel, DocumentModelError, fit
 from unmask.language.data.documents import Document, Unit
 from unmask.language.data.sources import Files, find_files
-from unmask.language.data.vocabulary import Tokenizer, Vocabulary, begins_word
+from unmask.language.data.vocabulary import Tokenizer, Vocabulary, begins_word, known
 from unmask.language.data.word_sets import WordSets, WordSetSampler, WordSettings
 from unmask.language.data.words import WordReader, word_reader
 
-__all__ = ["DocumentPairs", "PairBatch", "Settings", "collate", "for_networks", "keep", "open_split", "resolve"]
+__all__ = [
+    "DocumentPairs", "PairBatch", "Settings", "collate", "for_networks", "keep", "kept", "open_split", "preprocess",
+    "resolve",
+]  # fmt: skip
 SHORT, _USED = 100, 0.2  # tokens of a short document, and the share of those that is used, as released
 
 
@@ -248,6 +251,14 @@ def collate(samples: Sequence[Sample]) -> PairBatch:
     """Pairs as a batch, padded to the longest row."""
     padded = pad_rows([sample.rows for sample in samples], samples[0].pad)
     return PairBatch(**padded, ids=torch.tensor([sample.id for sample in samples], dtype=torch.int64))
+
+
+def preprocess(samples: str | Sequence[str], settings: Settings) -> PairBatch:
+    """One text or several as a batch: each stands in both rows, by itself, with special tokens around it."""
+    vocabulary = known(settings.vocabulary)
+    tokens, ids, valid = encoded(samples, settings, ([] if (b := vocabulary.bos) is None else [b], [vocabulary.eos]))
+    both, seen = (part[:, None].repeat(1, 2, 1) for part in (tokens, valid))
+    return PairBatch(both, torch.zeros_like(both), seen, torch.full_like(both, -1), ids)
 
 
 def pad_rows(samples: Sequence[Sequence[Row]], pad: int) -> dict[str, Tensor]:
