@@ -173,14 +173,14 @@ def tokenizer_of(settings: CorpusSettings, read: Read, identity: Any) -> Tokeniz
     folder = cache_dir() / "tokenizers" / f"{key:016x}"
 
     def train(ready: Path) -> dict[str, Any]:
-        train_tokenizer(_training_texts(files, read, settings), settings.vocabulary_size, ready)
+        train_tokenizer(training_texts(files, read, settings), settings.vocabulary_size, ready)
         return {"source": settings.source}
 
     stored(folder, train)
     return open_tokenizer(str(folder))
 
 
-def _training_texts(files: Files, read: Read, settings: CorpusSettings) -> Iterable[str]:
+def training_texts(files: Files, read: Read, settings: CorpusSettings) -> Iterable[str]:
     """The texts of the training split: found as `open_corpus` finds it, before there are tokens."""
     every = range(len(files.names))
     named = [(i, stable_id(d.name)) for i in every for d in read(files, i) if isinstance(d, Document)]
