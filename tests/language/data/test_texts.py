@@ -211,7 +211,7 @@ def test_prompts_and_answers(tmp_path: Path) -> None:
     assert len(found) == 11 and any("1 of 11 answers are cut" in note for note in found.notes(4))
     reasons = {p.name: p.reason for p in found.problems}
     assert "set data.prompt_field and data.answer_field" in reasons["chats.jsonl:11"]
-    assert any("the prompt fills data.length=64" in reason for reason in reasons.values())
+    assert "the prompt fills data.length=64" in reasons["chats.jsonl:12"]
     batch = chats.collate([found[i, 0] for i in range(len(found))])
     eos = found._vocabulary.eos
     last = batch.tokens.gather(1, batch.lengths[:, None] - 1)[:, 0]
@@ -225,6 +225,7 @@ def test_every_turn_of_the_assistant_is_a_sample(tmp_path: Path) -> None:
     found = chat_rows(tmp_path / "data", rows, length=200)
     decode = open_tokenizer(str(next((tmp_path / "cache" / "tokenizers").iterdir()))).decode
     prompts = [decode(found[i, 0].tokens[1 : found[i, 0].prompt].tolist()) for i in range(2)]
+    assert found.name_of(int(found.ids[1])) == "chats.jsonl:1, turn 2"
     assert prompts == ["User: Hi\nAssistant: ", "User: Hi\nAssistant: Hello\nUser: Bye\nAssistant: "]
     alone = chat_rows(tmp_path / "data", rows, length=200, history=False)
     assert len(alone) == 2 and alone[1, 0].prompt < found[1, 0].prompt

@@ -22,6 +22,7 @@ from unmask.language.data import corpus
 from unmask.language.data.corpus import Corpus, encoded, for_networks, kept, open_corpus
 from unmask.language.data.documents import RECORDS, Document
 from unmask.language.data.sources import Files
+from unmask.language.data.token_store import numbered
 from unmask.language.data.vocabulary import Tokenizer, Vocabulary, known
 
 __all__ = [
@@ -163,17 +164,12 @@ class Chats:
 def _reader(settings: Settings) -> corpus.Read:
     def read(files: Files, index: int) -> Iterator[Document | Problem]:
         plain = not files.names[index].endswith(RECORDS)
-        number = 0
         for item in files.documents(index, piece=500, text_field=None):
             if isinstance(item, Problem):
                 yield item
                 continue
-            for found in _passage(item) if plain else _turns(item, settings):
-                if isinstance(found, Problem):
-                    yield found
-                    continue
-                number += 1
-                yield Document(f"{files.names[index]}:{number}", found)
+            for turn, found in enumerate(_passage(item) if plain else _turns(item, settings)):
+                yield found if isinstance(found, Problem) else Document(numbered(item.name, turn), found)
 
     return read
 

@@ -26,6 +26,7 @@ from unmask.language.data.vocabulary import Tokenizer
 
 T = TypeVar("T")
 _AT_ONCE = 512  # documents encoded together
+_TURN = 10**9  # a document's number is its record's, and this much more for every turn of a chat after the first
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class TokenStore:
         return np.diff(self.offsets).reshape(-1, self.about["parts"])
 
     def name(self, document: int) -> str:
-        """A document's name."""
-        number = int(np.load(self.folder / "numbers.npy", mmap_mode="r")[document])
-        return f"{self.about['files'][self.files[document]]}:{number}"
+        """A document's name: its file, its number there and, of a record of several, which of them."""
+        turn, number = divmod(int(np.load(self.folder / "numbers.npy", mmap_mode="r")[document]), _TURN)
+        return f"{self.about['files'][self.files[document]]}:{number}" + (f", turn {turn + 1}" if turn else "")
 
     @property
     def problems(self) -> list[Problem]:
@@ -145,3 +146,9 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
+
+
+def numbered(name: str, turn: int) -> str:
+    """The name of one of the documents of a record: ``chats.jsonl:17`` becomes another for every turn."""
+    file, _, number = name.rpartition(":")
+    return f"{file}:{int(number) + turn * _TURN}"

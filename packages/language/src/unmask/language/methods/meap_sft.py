@@ -124,7 +124,7 @@ class MEAPFineTuning(nn.Module):
         answer = (position >= batch.prompts[:, None]) & batch.valid
         return torch.cat([batch.tokens, batch.tokens]).masked_fill(~torch.cat([answer, plan.mask.hidden]), IGNORE)
 
-    def predict(self, batch: ChatBatch, plan: Plan) -> Float[Tensor, "batch length-1 vocabulary"]:
+    def predict(self, batch: ChatBatch, plan: Plan) -> Float[Tensor, "batch positions vocabulary"]:
         """Scores of every next token in the second rows."""
         hidden_rows = self.inputs(batch, plan).chunk(2)[1]
         return self.head.scores(self.model, last_hidden(self.model, hidden_rows, batch.valid)[:, :-1])
