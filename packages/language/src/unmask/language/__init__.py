@@ -16,7 +16,11 @@ __all__ = ["DOMAIN", "__version__", "load"]
 DOMAIN = Domain(
     name="language",
     samples="texts",
-    data={"texts": "unmask.language.data.texts", "chats": "unmask.language.data.chats"},
+    data={
+        "texts": "unmask.language.data.texts",
+        "chats": "unmask.language.data.chats",
+        "tagged_texts": "unmask.language.data.tagged_texts",
+    },
     tasks={"language": "unmask.language.evaluation.language"},
     export="unmask.language.interop.export",
     formats={"transformers": "the whole language model and its tokenizer"},
