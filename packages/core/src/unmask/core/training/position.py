@@ -75,7 +75,7 @@ class Position:
         return step // self.steps_per_epoch
 
     def visit(self, step: int) -> int:
-        """What tells a sample's visits apart: the epoch, or with a curriculum, where none may come back sooner, the step."""
+        """What tells visits of a sample apart: the epoch; with a curriculum, where it may come back sooner, the step."""
         return self.epoch(step) if self.admitted is None else step
 
     def clock(self, step: int) -> Clock:

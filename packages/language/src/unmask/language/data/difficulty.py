@@ -39,8 +39,8 @@ def source_scores(
     missing = sorted({names[i] for i in sources.unique().tolist()} - set(levels))
     if missing:
         raise SourceError(
-            f"data.curriculum.scores: no level for {', '.join(missing[:5])}. Give one for every file, by its name without "
-            "suffix (scores: {novel: 2, dialogue: 1}), or take scores: unigram"
+            f"data.curriculum.scores: no level for {', '.join(missing[:5])}. Give one for every file, by its name "
+            "without suffix (scores: {novel: 2, dialogue: 1}), or take scores: unigram"
         )
     of_file = torch.tensor([float(levels.get(name, 0.0)) for name in names])
     return of_file[sources]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,7 +168,7 @@ class TaggedTexts(Texts):
 
     @property
     def admitted(self) -> Any:
-        """From the share of the run that is done to True for every block that may be drawn; None without a curriculum."""
+        """From the share of the run that is done to the blocks that may be drawn; None without a curriculum."""
         return None if self.scores is None else self._admitted
 
     def _admitted(self, progress: float) -> Bool[Tensor, "blocks"]:
@@ -293,7 +292,7 @@ def token_tags(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[
 
 
 def preprocess(samples: str | Sequence[str], settings: Settings) -> TaggedBatch:
-    """One text or several as a batch, each with special tokens around it as a document has them; their classes are X."""
+    """One text or several as a batch, each with special tokens around it as a document has them, all of class X."""
     tokens, ids, valid = corpus.encoded(samples, settings, wrapping(settings.wrap, known(settings.vocabulary)))
     return TaggedBatch(tokens, ids, torch.zeros_like(ids), torch.full_like(tokens, UNKNOWN), valid)
 

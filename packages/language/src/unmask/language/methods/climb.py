@@ -42,13 +42,14 @@ from unmask.core.mask import Mask
 from unmask.core.method import Clock, Features, Output, Plan, Term
 from unmask.core.networks import Network
 from unmask.core.randomness import Key
-from unmask.core.training.pacing import Pacing
 from unmask.language.data.tagged_texts import Settings as DataSettings
 from unmask.language.data.tagged_texts import TaggedBatch
 from unmask.language.data.vocabulary import Vocabulary, known
 from unmask.language.data.word_classes import CLASSES, NUMBER, UNKNOWN
+from unmask.language.encoders.class_head import ClassHead, freeze_unused_bias, init_head
 from unmask.language.encoders.language_model import ModelSettings, features, language_model, last_hidden
 from unmask.language.encoders.masked_head import masked_head
+from unmask.language.targets.known_words import VocabularyCurriculum
 
 CARD = {
     "title": "CLIMB - Curriculum Learning for Infant-inspired Model Building",
@@ -56,7 +57,7 @@ CARD = {
     "summary": "masked words, easy ones first",
     "kind": "pretrain",
     "task": "language",
-    "evidence": "code",
+    "evidence": "part",
     "reference": "codebyzeb/CLIMB",
     "reference_licence": "none found",
 }
@@ -64,27 +65,11 @@ DATA = "tagged_texts"
 OPTIONAL_NETWORKS = {"model": "a masked language model to train on, saved by transformers; without it one at random"}
 
 Objective = Literal["mlm", "pos_all", "pos_noun_verb"]
-Rule = Literal["token_ids", "pos_tags", "both"]
 Share = Annotated[float, Field(ge=0, le=1)]
 LISTED: dict[str, tuple[int, ...]] = {  # the word classes that each objective tells apart; all others are class 0
     "pos_all": tuple(range(UNKNOWN)),
     "pos_noun_verb": (NUMBER["NOUN"], NUMBER["VERB"]),
 }
-HEAD_EPS = 1e-12
-
-
-@dataclass(frozen=True)
-class VocabularyCurriculum:
-    """Which tokens are still the unknown one, in inputs and labels; f is the open share.
-
-    Args:
-        rule: ids above f times the vocabulary (``token_ids``; a low id is a frequent token), word classes above f times
-            11 (``pos_tags``), or ids within word classes (``both``).
-        pacing: f.
-    """
-
-    rule: Rule = "token_ids"
-    pacing: Pacing = Pacing()
 
 
 @dataclass(frozen=True)
@@ -148,39 +133,6 @@ def build(settings: Settings, data: DataSettings, networks: Mapping[str, Network
         init_head(model)
     freeze_unused_bias(model)
     return CLIMB(model, vocabulary, settings, data.length)
-
-
-def init_head(model: Any) -> None:
-    """Draw the word head of a RoBERTa-like model as released; leave other architectures as they are."""
-    head = getattr(model, "lm_head", None)
-    if head is None or not hasattr(head, "layer_norm"):
-        return
-    for layer in (head.dense, head.layer_norm, *(() if model.config.tie_word_embeddings else (head.decoder,))):
-        layer.reset_parameters()
-    nn.init.zeros_(head.decoder.bias)
-    head.layer_norm.eps = HEAD_EPS
-
-
-def freeze_unused_bias(model: Any) -> None:
-    """RoBERTa's and BERT's heads have a bias beside that of their linear layer, which is another where nothing is tied."""
-    for head in (getattr(model, "lm_head", None), getattr(getattr(model, "cls", None), "predictions", None)):
-        bias = getattr(head, "bias", None)
-        if isinstance(bias, nn.Parameter) and bias is not getattr(getattr(head, "decoder", None), "bias", bias):
-            bias.requires_grad_(False)
-
-
-class ClassHead(nn.Module):
-    """Scores of word classes from hidden states, built as the head of a RoBERTa is."""
-
-    def __init__(self, dim: int, classes: int) -> None:
-        super().__init__()
-        self.dense, self.layer_norm = nn.Linear(dim, dim), nn.LayerNorm(dim, eps=HEAD_EPS)
-        self.decoder = nn.Linear(dim, classes)
-        nn.init.zeros_(self.decoder.bias)
-
-    def forward(self, hidden: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead classes"]:
-        """Scores."""
-        return self.decoder(self.layer_norm(nn.functional.gelu(self.dense(hidden))))
 
 
 @dataclass(frozen=True)
@@ -264,8 +216,8 @@ class CLIMB(nn.Module):
     def _limit(self, batch: TaggedBatch, clock: Clock) -> Int[Tensor, "batch 1"] | None:
         if self.settings.vocabulary is None:
             return None
-        rule, share = self.settings.vocabulary.rule, self.settings.vocabulary.pacing(clock.progress)
-        return batch.tokens.new_full((len(batch.tokens), 1), highest_known(rule, share, self.vocabulary.size))
+        limit = self.settings.vocabulary.limit(clock.progress, self.vocabulary.size)
+        return batch.tokens.new_full((len(batch.tokens), 1), limit)
 
     # ---- inputs and targets ------------------------------------------------------------------------------------------
 
@@ -275,9 +227,7 @@ class CLIMB(nn.Module):
         """Ids as the vocabulary curriculum has them: the unknown token's where they are too hard yet."""
         if plan.limit is None or self.settings.vocabulary is None:
             return ids
-        hard = hardness(self.settings.vocabulary.rule, ids, batch.tags, self.vocabulary.size) > plan.limit
-        hard &= (ids >= 0) & ~torch.isin(ids, self.special)
-        return torch.where(hard, self.vocabulary.unknown, ids)
+        return self.settings.vocabulary.apply(ids, batch.tags, plan.limit, self.vocabulary)
 
     def inputs(self, batch: TaggedBatch, plan: CurriculumPlan, objective: str) -> Int[Tensor, "batch length"]:
         """An objective's copy of the input."""
@@ -334,17 +284,6 @@ class CLIMB(nn.Module):
     def encode(self, batch: TaggedBatch) -> Features:
         """Hidden states of whole texts: nothing is masked or unknown, whatever the mode."""
         return features(self.model, batch.tokens, batch.valid)
-
-
-def hardness(rule: Rule, ids: Tensor, tags: Tensor, size: int) -> Tensor:
-    """What `highest_known` is compared with: ids, word classes, or ids within word classes."""
-    return ids if rule == "token_ids" else tags if rule == "pos_tags" else ids + tags * size
-
-
-def highest_known(rule: Rule, share: float, size: int) -> int:
-    """The highest hardness that is known while this share of the vocabulary is open."""
-    whole = {"token_ids": size, "pos_tags": UNKNOWN, "both": UNKNOWN * size}[rule]
-    return int(share * whole)
 
 
 def class_labels(tags: Int[Tensor, "batch length"], objective: str) -> Int[Tensor, "batch length"]:
