@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask.core import registry
+from unmask.core.mask import Mask
 from unmask.core.method import Clock
 from unmask.core.randomness import Key
 from unmask.core.training.launch import build, open_data
@@ -30,13 +31,12 @@ from unmask.language.methods.climb import (
     LISTED,
     Corruption,
     CurriculumPlan,
-    Mask,
     Settings,
-    VocabularyCurriculum,
     active,
     check_intervals,
     class_labels,
 )
+from unmask.language.targets.known_words import VocabularyCurriculum
 
 _FILE = Path(__file__).parents[2] / "golden" / "climb"
 GOLDEN, NOTES = load_file(_FILE.with_suffix(".safetensors")), json.loads(_FILE.with_suffix(".json").read_text())
@@ -240,7 +240,7 @@ def test_the_authors_pools(name: str) -> None:
 def test_initial_weights() -> None:
     """The heads are torch's own initialisation with eps 1e-12, not the encoder's; only an unused bias is frozen."""
     torch.manual_seed(0)
-    method = climb(objectives=BOTH)
+    method: Any = climb(objectives=BOTH)
     for head in (method.model.lm_head, method.heads["pos_all"]):
         assert head.layer_norm.eps == 1e-12 and method.model.config.layer_norm_eps == 1e-5
         for layer in (head.dense, head.decoder):
@@ -256,7 +256,7 @@ def test_initial_weights() -> None:
 
 
 def test_an_idle_head_has_a_gradient_of_zero() -> None:
-    method = climb(objectives={"mlm": (0.5, 1.0), "pos_all": (0.0, 0.5)})
+    method: Any = climb(objectives={"mlm": (0.5, 1.0), "pos_all": (0.0, 0.5)})
     batch = batch_of(long("input/batch/input_ids"), long("input/batch/pos_tags"))
     for step, idle, busy in (
         (0, method.model.lm_head, method.heads["pos_all"]),
