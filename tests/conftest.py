@@ -11,6 +11,9 @@ CHECKED += [f"unmask.speech_audio.{part}" for part in ("interop.convert", "targe
 CHECKED += [f"unmask.speech_audio.{part}" for part in ("targets.diagnostics", "data.frames")]
 CHECKED += [f"unmask.pointcloud.{part}" for part in ("data.batches", "geometry", "encoders", "checks", "methods")]
 CHECKED += [f"unmask.pointcloud.{part}" for part in ("evaluation.features", "interop.convert")]
+CHECKED += [f"unmask.language.data.{part}" for part in ("document_model", "word_sets", "bag_store", "document_pairs")]
+CHECKED += [f"unmask.language.evaluation.{part}" for part in ("attention", "divergence", "retrieval", "scoring")]
+CHECKED += [f"unmask.language.{part}" for part in ("encoders", "methods")]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -50,6 +50,14 @@ def test_sample_key_draws_what_key_draws() -> None:
             assert SampleKey.of(-3, sample_id, visit).stream("augment").stream(4).uniform(6) == row
 
 
+def test_fine_uniforms_are_the_words_of_the_key() -> None:
+    for sample_id in IDS.tolist():
+        words = Key.of(-3, torch.tensor([sample_id]), 4).bits(300)[0].tolist()
+        fine = SampleKey.of(-3, sample_id, 4).fine_uniform(300).tolist()
+        assert fine == [((word % 2**64) >> 11) / 2**53 for word in words]
+    assert len({value % 2.0**-24 for value in fine}) > 290
+
+
 def test_draws_do_not_depend_on_the_batch() -> None:
     whole = Key.of(1, IDS).stream("x").bits(5)
     for i in range(len(IDS)):

@@ -63,6 +63,18 @@ def prepare_clouds(folder: Path) -> None:
     np.column_stack([xyz, np.zeros(len(xyz))]).astype(np.float32).tofile(folder / "sweep.bin")
 
 
+def prepare_texts(folder: Path) -> None:
+    from unmask.core.training.loop import train
+    from unmask.core.training.recipe import load_recipe
+
+    (folder / "texts").mkdir()
+    for i in range(20):
+        text = " ".join(f"word{i * j % 97} of it." for j in range(200))
+        (folder / "texts" / f"{i}.txt").write_text(text, encoding="utf-8")
+    overrides = {"data.source": str(folder / "texts"), "data.vocabulary_size": 300, "training.batch_size": 4}
+    train(load_recipe("language/meap", "tiny", overrides, steps=1), folder / "runs" / "text", progress=False)
+
+
 def write_tables(folder: Path) -> None:
     for i in range(20):
         np.save(folder / f"{i}.npy", np.full((16, 3), float(i)))
@@ -76,6 +88,7 @@ PREPARE: dict[str, Callable[[Path], None]] = {
     "docs/tutorials/own-recordings.md": prepare_recordings,
     "docs/tutorials/speech-ctc.md": prepare_ctc,
     "docs/tutorials/own-clouds.md": prepare_clouds,
+    "docs/tutorials/own-text.md": prepare_texts,
     "docs/guides/add-a-domain.md": write_tables,
 }
 

@@ -42,7 +42,7 @@ def uv() -> Path:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a wheel of every package, built from a copy so that the tree stays clean."""
     folder = tmp_path_factory.mktemp("wheels")
-    for package in ("core", "pointcloud", "speech_audio", "vision"):
+    for package in ("core", "language", "pointcloud", "speech_audio", "vision"):
         source = shutil.copytree(ROOT / "packages" / package, folder / "source" / package)
         project = (source / "pyproject.toml").read_text(encoding="utf-8")
         # The link to the neighbouring source is a convenience of the workspace; a wheel does not have it.
@@ -148,3 +148,21 @@ def test_pointcloud_alone_trains(wheels: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").is_file()
     code = "import unmask.pointcloud; print(unmask.pointcloud.load('run').dim)"
     assert int(run(python, "-c", code, cwd=tmp_path)) > 0
+
+
+def test_language_alone_trains(wheels: Path, tmp_path: Path) -> None:
+    """MEAP on a folder of text, a tokenizer included, and its export."""
+    python = install(wheels, "unmask-language", tmp_path / "env")
+    names = installed(python, tmp_path)
+    assert {"unmask-core", "unmask-language", "transformers", "tokenizers"} <= names
+    assert not names & (COMING | SPEECH_ONLY | VISION_ONLY | POINTS_ONLY)
+
+    (tmp_path / "texts").mkdir()
+    for i in range(40):
+        (tmp_path / "texts" / f"{i:02d}.txt").write_text(" ".join(f"word{(i * j) % 97} of it." for j in range(400)))
+    program = tmp_path / "env" / "bin" / "unmask-language"
+    command = [program, "train", "meap", "--data", "texts", "--steps", "10", "--out", "run"]
+    run(*command, "--set", "data.vocabulary_size=400", cwd=tmp_path)
+    run(program, "export", "run", "--out", "model", cwd=tmp_path)
+    code = "from transformers import AutoModelForCausalLM as A; print(A.from_pretrained('model').config.vocab_size)"
+    assert int(run(python, "-c", code, cwd=tmp_path)) <= 400

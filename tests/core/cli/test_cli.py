@@ -175,3 +175,18 @@ def test_signals_and_exit_codes(recipe: Path, tmp_path: Path) -> None:
 def count_lines(out: Path) -> int:
     path = out / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_method_named_with_resume_is_that_runs(tmp_path: Path) -> None:
+    """Its recipe is the run's, and not the method's default one; another method is refused."""
+    from unmask.core.cli.train import _recipe
+    from unmask.core.training.recipe import RecipeError
+
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("FOLDER", str(tmp_path)), encoding="utf-8")
+
+    def chosen(method: str) -> object:
+        return _recipe(None, method, None, tmp_path, [], {"data.source": None}, None, None, 1)
+
+    assert chosen("vision/mae").model.encoder.dim == 16  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match="is 'vision/mae', but 'vision/simmim' was asked for"):
+        chosen("vision/simmim")

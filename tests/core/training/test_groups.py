@@ -68,7 +68,7 @@ def test_a_key_that_means_nothing_is_refused() -> None:
     class Misspelt(Layered):
         extra = {"lr": 0.1}
 
-    with pytest.raises(StartupError, match="unknown key 'lr'; a group has lr_scale, params, weight_decay"):
+    with pytest.raises(StartupError, match="unknown key 'lr'; a group has decay_all, lr_scale, params, weight_decay"):
         make_optimizer(Misspelt(), Optimizer())
 
 

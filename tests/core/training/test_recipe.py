@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from unmask.core import registry
+from unmask.core.training import changes
 from unmask.core.training.build_check import _WithoutWeights
 from unmask.core.training.changes import changed_keys, with_defaults
 from unmask.core.training.recipe import (
@@ -69,6 +70,18 @@ def test_keys_that_an_older_version_did_not_know_count_as_their_defaults() -> No
         "model.decoder.depth": f"model.decoder.depth was {recipe.model.decoder.depth}, now 3",
         "schedule.horizon": "schedule.horizon was 1.0, now 2.0",
     }
+
+
+def test_a_section_that_is_filled_in_later_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data setting may be null before the data are opened and a whole dataclass afterwards."""
+    recipe = make_recipe(raw())
+    before, after = as_dict(recipe), as_dict(recipe)
+    before["data"]["found"], after["data"]["found"] = None, {"size": 3, "names": [1, 2]}
+    monkeypatch.setattr(changes, "filled_in", lambda recipe: frozenset({"data.found"}))
+    monkeypatch.setattr(changes, "as_dict", lambda recipe: after)
+    assert changed_keys(before, recipe) == {}
+    before["data"]["found"] = {"size": 4, "names": [1, 2]}
+    assert list(changed_keys(before, recipe)) == ["data.found.size"]
 
 
 def test_lists_and_tables_of_an_older_recipe_are_filled_in_too() -> None:

@@ -181,6 +181,10 @@ def test_a_classifier_predicts_and_a_run_without_one_says_how_to_make_one(
     assert command(*words, "--epochs", 1) == 0
     assert command("predict", classifier, photos, "--out", out, "--device", "cpu") == 0
     assert "1 images are left out: notes.jpg" in capsys.readouterr().err
+    (classifier / "model.safetensors").rename(classifier / "kept")
+    command("predict", classifier, photos, "--out", tmp_path / "again.parquet", "--device", "cpu")
+    assert f"Go on with: unmask finetune --resume {classifier}" in capsys.readouterr().err
+    (classifier / "kept").rename(classifier / "model.safetensors")
     found = pq.read_table(out)
     classes = json.loads(found.schema.metadata[b"classes"])
     assert classes == list("0123456789") and len(found) == 12 and "deep/01.png" in found["name"].to_pylist()

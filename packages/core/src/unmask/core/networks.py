@@ -257,6 +257,7 @@ def _open_ours(folder: Path, method: str) -> _Opened:
 def _open_transformers(folder: Path, config: Mapping[str, Any]) -> _Opened:
     """The class that was saved, so that no weight is missing and drawn anew."""
     library = _imported("transformers", f"open {folder}")
+    library.utils.logging.disable_progress_bar()  # of a second, and in everybody's log
     names = config.get("architectures") or [""]
     kind = getattr(library, str(names[0]), None)
     loader: Any = kind if isinstance(kind, type) and issubclass(kind, library.PreTrainedModel) else library.AutoModel

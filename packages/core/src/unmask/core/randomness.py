@@ -14,8 +14,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -140,6 +141,13 @@ class SampleKey:
         """`n` uniforms in [0, 1): equal to row `sample` of `Key.uniform(n)`."""
         words = (_mix_word((self.state + i * _GOLDEN) & _WORD) for i in range(1, n + 1))
         return [(word >> 40) * 2.0**-24 for word in words]
+
+    def fine_uniform(self, n: int) -> Float64[np.ndarray, "n"]:
+        """`n` uniforms in [0, 1), multiples of 2**-53, from the words of `Key.bits`: for draws among millions."""
+        z = np.uint64(self.state) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
+        return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Int[Tensor, "n"]:

@@ -12,10 +12,11 @@ from unmask.core import checks
 
 def corrupt(batch: Any, plan: Any, value: float) -> Any:
     """Another id wherever `plan` hides a token."""
-    hidden = checks.hidden_tokens(plan, batch.tokens.shape[1])
-    if hidden.shape[1] < batch.tokens.shape[1]:  # a token that is only ever predicted
-        hidden = torch.nn.functional.pad(hidden, (0, batch.tokens.shape[1] - hidden.shape[1]))
-    return replace(batch, tokens=batch.tokens.masked_fill(hidden, int(value)))
+    count = batch.tokens[0].numel()  # of a pair of rows, those of both
+    hidden = checks.hidden_tokens(plan, count)
+    if hidden.shape[1] < count:  # a token that is only ever predicted
+        hidden = torch.nn.functional.pad(hidden, (0, count - hidden.shape[1]))
+    return replace(batch, tokens=batch.tokens.masked_fill(hidden.view_as(batch.tokens), int(value)))
 
 
 def check_method(method: Any, batch: Any, **options: Any) -> None:

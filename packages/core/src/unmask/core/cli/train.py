@@ -173,10 +173,8 @@ def _recipe(
         raise UnmaskError(f"--recipe {recipe}: of which method? For example: unmask train vision/mae --recipe {recipe}")
     from unmask.core.training.recipe import load_recipe, parse_override
 
-    if recipe is None and method is not None:
-        recipe = _default_recipe(method, given["data.source"])
-    elif recipe is None:
-        recipe = f"{resume}/recipe.yaml"
+    if recipe is None:
+        recipe = f"{resume}/recipe.yaml" if resume else _default_recipe(str(method), given["data.source"])
     if resume is not None and "\nfinetune:" in (resume / "recipe.yaml").read_text(encoding="utf-8"):
         raise UnmaskError(f"{resume} is a fine-tuning; go on with: unmask finetune --resume {resume}")
     overrides = dict(parse_override(text) for text in settings)

@@ -75,15 +75,15 @@ def _assign_groups(
     for code, share in missing:
         if share == 0:
             continue
-        taken: list[int] = []
+        taken: set[int] = set()
         room = round(total * share)
         for group, size in left.items():
             if size <= room and len(taken) < len(left) - 1:
-                taken.append(group)
+                taken.add(group)
                 room -= size
         if not taken and len(left) > 1:
-            taken = [min(left, key=lambda group: left[group])]
-        codes[torch.isin(groups, torch.tensor(taken, dtype=groups.dtype)) & (codes == TRAIN)] = code
+            taken = {min(left, key=lambda group: left[group])}
+        codes[torch.isin(groups, torch.tensor(list(taken), dtype=groups.dtype)) & (codes == TRAIN)] = code
         left = {group: size for group, size in left.items() if group not in taken}
     return codes
 

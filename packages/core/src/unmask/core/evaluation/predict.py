@@ -15,6 +15,7 @@ from unmask.core.evaluation.encoding import Named, name_left_out
 from unmask.core.evaluation.features import pick_device
 from unmask.core.evaluation.finetune import load_tuned
 from unmask.core.progress import progress_bar
+from unmask.core.training.initial import say_on_stderr
 
 _COLUMNS = {"label": "string", "probability": "float", "probabilities": "list<float>"}
 
@@ -38,6 +39,11 @@ def predict(tuned: str | Path, folder: str, out: str | Path, *, device: str = "a
     """
     place = pick_device(device)
     run = load_tuned(tuned, place)
+    if not (Path(tuned) / "model.safetensors").is_file():
+        say_on_stderr(
+            f"{tuned} is not finished: its classifier of step {run.step} is used. Go on with: unmask finetune --resume "
+            f"{tuned}"
+        )
     model: Any = run.method
     dataset = open_all(run, folder)
 

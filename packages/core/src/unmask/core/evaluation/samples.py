@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -66,7 +65,7 @@ def _tune(job: Job, method: Any, splits: Mapping[str, Any], protocol: FineTuning
     train, run = splits["train"], replace(job.run, method=method)
     recipe = replace(tuned_recipe(run, job.data, protocol, train.classes, len(train)), seed=job.seed)
     fabric = make_fabric(recipe, ".", accelerator=job.device.type, check=False)
-    return tune(run, splits, recipe, fabric=fabric, progress=sys.stderr.isatty())
+    return tune(run, splits, recipe, fabric=fabric)
 
 
 def features(job: Job, part: Any, split: str, raw: Mapping[str, Encode]) -> dict[str, FeatureSplit]:

@@ -4,6 +4,7 @@ Multi-block maskings draw a `Split` instead: a context, and the sets of tokens t
 """
 
 from unmask.core.masking.block import BlockMasking
+from unmask.core.masking.groups import choose_groups
 from unmask.core.masking.multiblock import MultiBlockMasking, SpaceTimeBlockMasking
 from unmask.core.masking.noise import NoiseMasking
 from unmask.core.masking.random import BernoulliMasking, Masking, RandomMasking
@@ -20,4 +21,5 @@ __all__ = [
     "SpaceTimeBlockMasking",
     "SpanMasking",
     "TubeMasking",
+    "choose_groups",
 ]

@@ -33,13 +33,13 @@ def changed_keys(before: dict[str, Any], recipe: Recipe) -> dict[str, str]:
     A key that the saved recipe lacks was not known to the version that saved it, and counts as its default.
     """
     old, new = flatten(with_defaults(before, recipe)), flatten(as_dict(recipe))
-    free, filled = free_to_change(recipe), filled_in(recipe)
+    free = free_to_change(recipe)
+    unknown = {key for key in filled_in(recipe) if None in (old.get(key), new.get(key))}
+    sections = tuple(f"{key}." for key in unknown if key in old or key in new)  # null on one side, filled on the other
     return {
         key: f"{key} was {old.get(key, 'not set')}, now {new.get(key, 'not set')}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and key not in free
-        and not (key in filled and None in (old.get(key), new.get(key)))
+        if old.get(key) != new.get(key) and key not in free and key not in unknown and not key.startswith(sections)
     }
 
 

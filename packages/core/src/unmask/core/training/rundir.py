@@ -155,9 +155,10 @@ class RunDirectory:
         self.announce(recipe, facts, step)
         self.checkpoints.mkdir(exist_ok=True)
         write_text(self.metrics, "".join(metrics_until(self.metrics, step)))
-        keep = getattr(registry.data_kind(recipe.method), "keep", None)
-        if keep is not None:
-            keep(recipe.data, self.path)
+        with contextlib.suppress(registry.UnknownMethodError):  # `fit` takes methods that no package has, too
+            keep = getattr(registry.data_kind(recipe.method), "keep", None)
+            if keep is not None:
+                keep(recipe.data, self.path)
 
     def _write_environment(self, step: int, facts: dict[str, Any]) -> None:
         path = self.path / "environment.json"

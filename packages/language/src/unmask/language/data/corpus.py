@@ -177,21 +177,22 @@ def tokenizer_of(settings: CorpusSettings, read: Read, identity: Any) -> Tokeniz
     folder = cache_dir() / "tokenizers" / f"{key:016x}"
 
     def train(ready: Path) -> dict[str, Any]:
-        train_tokenizer(_training_texts(files, read, settings), settings.vocabulary_size, ready)
+        train_tokenizer(training_texts(files, read, settings), settings.vocabulary_size, ready)
         return {"source": settings.source}
 
     stored(folder, train)
     return open_tokenizer(str(folder))
 
 
-def _training_texts(files: Files, read: Read, settings: CorpusSettings) -> Iterable[str]:
+def training_texts(files: Files, read: Read, settings: CorpusSettings) -> Iterable[str]:
     """The texts of the training split: found as `open_corpus` finds it, before there are tokens."""
     every = range(len(files.names))
     found = [(i, item) for i in every for item in _named(read(files, i))]
     named = [(i, key) for i, key in found if isinstance(key, int)]
     if not named:
         raise _nothing(settings.source, files, [item for _, item in found if isinstance(item, Problem)])
-    codes = iter(_codes(torch.tensor([key for _, key in named]), [i for i, _ in named], files, settings).tolist())
+    ids = torch.tensor([key for _, key in named])
+    codes = iter(_codes(ids, [i for i, _ in named], files, settings).tolist())
     for index in every:
         for document in read(files, index):
             if isinstance(document, Document) and next(codes) == SPLITS["train"]:

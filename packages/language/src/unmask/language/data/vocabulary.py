@@ -10,10 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+
 from unmask.core.errors import UnmaskError
 from unmask.core.networks import network_folder
 
 _SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[BOS]", "eos": "[EOS]", "mask": "[MASK]"}
+_SPACES = ("\u0120", "\u010a", "\u0109", "\u2581")  # byte-level space, line end and tab; SentencePiece's space
 
 
 class TokenizerError(UnmaskError):
@@ -164,3 +168,17 @@ def known(vocabulary: Vocabulary | None) -> Vocabulary:
     if vocabulary is None:
         raise NotImplementedError("data.vocabulary is filled in when the data are opened")
     return vocabulary
+
+
+def begins_word(tokenizer: Tokenizer) -> Bool[np.ndarray, "vocabulary"]:
+    """Which ids begin a word, so that the others go on with the word before.
+
+    Of WordPiece those are the pieces without ``##``, elsewhere the pieces that begin with white space. Where pieces say
+    neither, every piece is a word.
+    """
+    pieces = tokenizer.fast.convert_ids_to_tokens(list(range(len(tokenizer.fast))))
+    goes_on = np.array([piece.startswith("##") for piece in pieces])
+    spaced = np.array([piece[:1] in _SPACES for piece in pieces])
+    begins = ~goes_on if goes_on.any() else spaced if spaced.any() else np.ones(len(pieces), dtype=bool)
+    begins[[i for i in tokenizer.vocabulary.special if i < len(pieces)]] = True
+    return np.concatenate([begins, np.ones(tokenizer.vocabulary.size - len(pieces), dtype=bool)])

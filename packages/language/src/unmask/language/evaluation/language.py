@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.core import registry
 from unmask.core.evaluation.run import Job
 from unmask.core.evaluation.tables import lookup, row_table
 from unmask.core.losses.vocabulary import IGNORE
 from unmask.core.mask import Mask
-from unmask.core.method import Plan, to_device
-from unmask.core.training.position import batches
+from unmask.core.method import Plan
 from unmask.language.data.vocabulary import known
+from unmask.language.evaluation.passes import batches_of
 from unmask.language.evaluation.scoring import masked_scores, perplexity
 
 ROWS = {"trained": "trained model", "random": "untrained model", "unigram": "frequencies of tokens"}
@@ -58,18 +57,10 @@ def _plain(batch: Any, method: Any) -> Plan:
     return Plan(Mask.from_hidden(torch.zeros_like(batch.tokens[:, :width], dtype=torch.bool)))
 
 
-def _batches(job: Job, part: Any) -> Iterator[Any]:
-    at_once = job.run.recipe.training.micro_batch or job.run.recipe.training.batch_size
-    rows = [[(i, 0) for i in range(start, min(start + at_once, len(part)))] for start in range(0, len(part), at_once)]
-    collate = registry.data_kind(job.run.recipe.method).collate
-    for batch in batches(part, rows, collate, job.workers, pin=False):
-        yield to_device(batch, job.device)
-
-
 @torch.no_grad()
 def _perplexity(job: Job, method: Any, part: Any) -> float:
     total, count = 0.0, 0.0
-    for batch in _batches(job, part):
+    for batch in batches_of(job, part):
         (term,) = method(batch, _plain(batch, method)).terms.values()
         total, count = total + float(term.total), count + float(term.count)
     return math.exp(min(700.0, total / max(1.0, count)))
@@ -78,7 +69,7 @@ def _perplexity(job: Job, method: Any, part: Any) -> float:
 def _masked_perplexity(job: Job, method: Any, part: Any) -> float:
     """The masked language model that the method trains, on the tokens that are not special."""
     vocabulary = known(job.run.recipe.data.vocabulary)
-    sentences = [tokens.tolist() for batch in _batches(job, part) for tokens in batch.tokens]
+    sentences = [tokens.tolist() for batch in batches_of(job, part) for tokens in batch.tokens]
     return perplexity(masked_scores(method.model, sentences, mask=vocabulary.mask, special=vocabulary.special))
 
 
@@ -98,7 +89,7 @@ def _unigram(job: Job, splits: dict[str, Any]) -> dict[str, float]:
 def _targets(job: Job, part: Any) -> Iterator[Tensor]:
     method: Any = job.run.method
     special = torch.tensor(known(job.run.recipe.data.vocabulary).special)
-    for batch in _batches(job, part):
+    for batch in batches_of(job, part):
         if _masked(method):
             tokens = batch.tokens.flatten().cpu()
             yield tokens[~torch.isin(tokens, special)]

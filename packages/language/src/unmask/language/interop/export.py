@@ -19,6 +19,9 @@ Nothing is masked when the model is used. To go on training: `unmask train METHO
 
 
 def _write(exported: Exported, out: Path) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     model, tokenizer = exported.method.model, exported.run.recipe.data.tokenizer
     if tokenizer is None:
         raise UnmaskError(f"{exported.path}: the run has no tokenizer beside it ({exported.path}/tokenizer is missing)")

@@ -1,0 +1,1 @@
+"""What is trained before a method, in stages of its run."""
