@@ -170,7 +170,7 @@ def test_the_curriculum_of_a_split(corpus_of_two: Path) -> None:
     pacing = Pacing("linear", lowest=0.2)
     plain = opened(corpus_of_two)
     assert plain.admitted is None
-    for scores in ("spoken_first", {"aochildes": 0, "gutenberg": 9}, "unigram"):
+    for scores in ("spoken_first", {"aochildes": 0.0, "gutenberg": 9.0}, "unigram"):
         train = opened(corpus_of_two, curriculum=Curriculum(scores, pacing))  # type: ignore[arg-type]
         pools = [train.admitted(step / 20) for step in range(21)]
         assert all((~a | b).all() for a, b in zip(pools[:-1], pools[1:], strict=True)), "the pool only grows"

@@ -20,11 +20,11 @@ GRAMMATICAL_FIRST = {
     "cbt": 1, "children_stories": 1, "simple_wikipedia": 2, "wikipedia": 3, "gutenberg": 3, "open_subtitles": 4,
     "bnc_spoken": 5, "switchboard": 5, "qed": 6, "aochildes": 6,
 }  # fmt: skip
-ORDERS: dict[str, Mapping[str, float]] = {"spoken_first": SPOKEN_FIRST, "grammatical_first": GRAMMATICAL_FIRST}
+ORDERS: dict[str, Mapping[str, float | int]] = {"spoken_first": SPOKEN_FIRST, "grammatical_first": GRAMMATICAL_FIRST}
 
 
 def source_scores(
-    sources: Int[Tensor, "blocks"], names: Sequence[str], levels: Mapping[str, float]
+    sources: Int[Tensor, "blocks"], names: Sequence[str], levels: Mapping[str, float | int]
 ) -> Float[Tensor, "blocks"]:
     """The level of the file that each block begins in.
 
