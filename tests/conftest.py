@@ -12,6 +12,7 @@ CHECKED += [f"unmask.speech_audio.{part}" for part in ("targets.diagnostics", "d
 CHECKED += [f"unmask.pointcloud.{part}" for part in ("data.batches", "geometry", "encoders", "checks", "methods")]
 CHECKED += [f"unmask.pointcloud.{part}" for part in ("evaluation.features", "interop.convert")]
 CHECKED += [f"unmask.language.data.{part}" for part in ("document_model", "word_sets", "bag_store", "document_pairs")]
+CHECKED += [f"unmask.language.{part}" for part in ("data.difficulty", "data.tagged_texts", "targets")]
 CHECKED += [f"unmask.language.evaluation.{part}" for part in ("attention", "divergence", "retrieval", "scoring")]
 CHECKED += [f"unmask.language.{part}" for part in ("encoders", "methods")]
 install_import_hook(CHECKED, "beartype.beartype")

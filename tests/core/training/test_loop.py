@@ -136,6 +136,43 @@ def test_an_epoch_takes_every_sample_once_however_it_is_cut() -> None:
     assert {visit for _, visit in again[-1]} == {2}
 
 
+def opening(progress: float) -> torch.Tensor:
+    """A toy curriculum: twenty samples, then more and more of fifty."""
+    return torch.arange(50) < 20 + 40 * progress
+
+
+def test_a_curriculum_draws_each_batch_from_what_is_admitted_however_it_is_cut() -> None:
+    def steps(micro: int, world: int) -> list[list[int]]:
+        ranks = [list(Position(5, 50, 16, micro, 9, 0, rank, world, admitted=opening)) for rank in range(world)]
+        per_step = 16 // (micro * world)
+        return [[i for m in range(per_step) for r in ranks for i, _ in r[s * per_step + m]] for s in range(9)]
+
+    whole = steps(16, 1)
+    assert steps(4, 1) == steps(4, 2) == steps(8, 2) == whole
+    for step, batch in enumerate(whole):
+        assert len(set(batch)) == 16 and opening(step / 9)[batch].all()
+    assert max(max(batch) for batch in whole) > 45 and whole[0] != whole[1]
+    position = Position(5, 50, 16, 4, 9, start=4, admitted=opening)
+    again = list(position)
+    assert again == list(Position(5, 50, 16, 4, 9, admitted=opening))[16:], "a resumed run sees what is left"
+    assert {visit for _, visit in again[-1]} == {8}, "a sample may come back at the next step: its visit is the step"
+    assert position.indices(8, 3) == [i for i, _ in again[-1]] and position.visit(8) == 8
+
+
+def test_a_curriculum_draws_admitted_samples_alike() -> None:
+    """Uniform frequencies over the pool, by a chi-square test at one in a thousand."""
+    position = Position(1, 50, 5, 5, 1000, admitted=lambda progress: torch.arange(50) < 20)
+    counts = torch.bincount(torch.tensor([i for batch in position for i, _ in batch]), minlength=50)
+    assert not counts[20:].any()
+    expected = 1000 * 5 / 20
+    assert ((counts[:20] - expected).square() / expected).sum() < 43.8  # 19 degrees of freedom
+
+
+def test_a_curriculum_that_admits_less_than_a_batch() -> None:
+    with pytest.raises(UnmaskError, match="step 0: the data's curriculum admits 20 of 50 samples, fewer than"):
+        next(iter(Position(5, 50, 32, 32, 9, admitted=opening)))
+
+
 def test_batches_of_like_lengths_are_still_an_epoch_of_random_order() -> None:
     lengths = torch.randint(10, 1000, (640,), generator=torch.Generator().manual_seed(0))
     plain, bucketed = Position(5, 640, 16, 4, 80), Position(5, 640, 16, 4, 80, lengths=lengths)

@@ -96,6 +96,8 @@ class Dataset(Protocol):
     `unmask.core.data.dataset.SplitDataset` has all of it but ``__getitem__``, and skips and names damaged samples.
 
     Optional: ``lengths`` (an integer per sample, where samples of like length make better batches),
+    ``admitted(progress)`` (a curriculum: True for every sample that training may draw once this share of the run is
+    done, see `unmask.core.training.position.Position`),
     ``notes(batch_size)`` (lines to say before training on it), ``view(rows, *, seed, augment)`` (some of its samples:
     for fine-tuning and probes), ``warnings`` (samples that are used but look wrong),
     ``labels`` (an integer per sample, -1 where it is not known; or several of such by name) and ``classes`` (their

@@ -19,6 +19,7 @@ DOMAIN = Domain(
     data={
         "texts": "unmask.language.data.texts",
         "chats": "unmask.language.data.chats",
+        "tagged_texts": "unmask.language.data.tagged_texts",
         "preferences": "unmask.language.data.preferences",
         "documents": "unmask.language.data.document_pairs",
     },

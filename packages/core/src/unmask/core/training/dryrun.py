@@ -197,8 +197,9 @@ class _Data:
     def position(self, recipe: Recipe) -> Position:
         """Where a stage's steps are in the data."""
         micro, total = micro_batch(recipe, self.world), run_length(recipe, len(self.train_set))
-        batch, lengths = recipe.training.batch_size, getattr(self.train_set, "lengths", None)
-        return Position(recipe.seed, len(self.train_set), batch, micro, total, world=self.world, lengths=lengths)
+        lengths, admitted = (getattr(self.train_set, name, None) for name in ("lengths", "admitted"))
+        sizes = len(self.train_set), recipe.training.batch_size, micro, total
+        return Position(recipe.seed, *sizes, world=self.world, lengths=lengths, admitted=admitted)
 
     def measure(self, recipe: Recipe, method: nn.Module, budget: float) -> _Trained:
         """Try a stage's steps, on the longest samples where samples have lengths: a batch may hold them."""

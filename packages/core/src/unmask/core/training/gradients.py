@@ -133,7 +133,7 @@ class Gradients:
         if self.micro_batches == 1:
             return self._whole(next(calls))
         first = next(calls)
-        if self.one_term is None:
+        if self.one_term is None or hasattr(self.method, "counts"):  # which is cheap: terms may come and go
             self.one_term = len(self._counts(first)) == 1
         return self._streamed(first, calls) if self.one_term else self._counted([first, *self._rest(calls)])
 

@@ -276,9 +276,10 @@ class Loop:
 
     def _position(self) -> Position:
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        samples, lengths = len(self.train_set), getattr(self.train_set, "lengths", None)
         batch, micro = self.recipe.training.batch_size, micro_batch(self.recipe, world)
-        return Position(self.recipe.seed, samples, batch, micro, self.total, self.step, rank, world, lengths)
+        lengths, admitted = (getattr(self.train_set, name, None) for name in ("lengths", "admitted"))
+        sizes = len(self.train_set), batch, micro, self.total
+        return Position(self.recipe.seed, *sizes, self.step, rank, world, lengths, admitted)
 
     def _meter(self) -> Meter:
         """With the FLOPs of a first micro-batch where the device's peak is known."""
@@ -372,7 +373,8 @@ class Loop:
             yield self._call(batch, position.clock(position.start + n // position.micro_batches))
 
     def _call(self, batch: Any, clock: Clock) -> Call:
-        return draw_call(self.fabric, self.method, self.recipe.seed, batch, clock)
+        visit = self.position.visit(clock.step)
+        return draw_call(self.fabric, self.method, self.recipe.seed, batch, clock, visit)
 
     def _agreed(self, stop: StopSignals) -> int | None:
         """The signal to stop for. Ranks agree; on GPUs only now and then, because asking waits for the device."""

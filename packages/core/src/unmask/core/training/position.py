@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,6 +20,7 @@ from unmask.core.randomness import epoch_order
 Collate = Callable[[Sequence[Any]], Any]
 _BUCKET = 50  # batches: long enough for batches of like lengths, short enough that an epoch stays well mixed
 _BUCKET_STREAM = 0x6275636B
+_CURRICULUM_STREAM = 0x63757272
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,11 @@ class Position:
     A step takes the next `batch_size` samples of its epoch's order, cut into micro-batches that go round the ranks.
     The last, incomplete batch of an epoch is dropped. Where samples have lengths, those of a batch are alike: every run
     of `_BUCKET` batches of the random order is sorted by length, and the batches are put into a random order again.
-    Iterating gives, from `start` on, one list of (index, epoch) per micro-batch: the batch sampler of a DataLoader.
+
+    A curriculum has no such order. Every step draws its batch anew from the samples that are admitted by then, all with
+    the same probability and none twice; `steps_per_epoch` still says when an epoch's worth of samples was seen.
+
+    Iterating gives, from `start` on, one list of (index, visit) per micro-batch: the batch sampler of a DataLoader.
 
     Args:
         seed: decides the order.
@@ -40,7 +45,8 @@ class Position:
         start: steps already done.
         rank: this process.
         world: processes.
-        lengths: of the samples, in any unit; None where all are alike.
+        lengths: of the samples, in any unit; None where all are alike. A curriculum takes no notice of them.
+        admitted: a curriculum: from the share of the run that is done to which samples may be drawn; None admits all.
     """
 
     seed: int
@@ -52,6 +58,7 @@ class Position:
     rank: int = 0
     world: int = 1
     lengths: Int[Tensor, "samples"] | None = None
+    admitted: Callable[[float], Bool[Tensor, "samples"]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,6 +74,10 @@ class Position:
         """The epoch that a step belongs to."""
         return step // self.steps_per_epoch
 
+    def visit(self, step: int) -> int:
+        """What tells visits of a sample apart: the epoch; with a curriculum, where it may come back sooner, the step."""
+        return self.epoch(step) if self.admitted is None else step
+
     def clock(self, step: int) -> Clock:
         """The clock before a step; at `total`, that of the end of the run."""
         epochs = -(-self.total // self.steps_per_epoch)
@@ -78,17 +89,20 @@ class Position:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order: list[int] = []
         for step in range(self.start, self.total):
-            if not order or step % self.steps_per_epoch == 0:
-                order = self._order(self.epoch(step)).tolist()
+            if not order or self.admitted is not None or step % self.steps_per_epoch == 0:
+                order = self._order(step).tolist()
             for micro in range(self.micro_batches):
-                yield [(index, self.epoch(step)) for index in order[self._slice(step, micro, self.rank)]]
+                yield [(index, self.visit(step)) for index in order[self._slice(step, micro, self.rank)]]
 
     def indices(self, step: int, micro: int, rank: int | None = None) -> list[int]:
         """The dataset's indices in one micro-batch: what a message about it names."""
-        order = self._order(self.epoch(step))
-        return order[self._slice(step, micro, self.rank if rank is None else rank)].tolist()
+        return self._order(step)[self._slice(step, micro, self.rank if rank is None else rank)].tolist()
 
-    def _order(self, epoch: int) -> Int[Tensor, "samples"]:
+    def _order(self, step: int) -> Int[Tensor, "some"]:
+        """What a step's micro-batches are cut from: the order of its epoch, or with a curriculum one batch."""
+        if self.admitted is not None:
+            return self._draw(step, self.admitted(step / self.total))
+        epoch = self.epoch(step)
         order = epoch_order(self.seed, epoch, self.samples)
         if self.lengths is None:
             return order
@@ -98,8 +112,19 @@ class Position:
         shuffled = epoch_order(self.seed ^ _BUCKET_STREAM, epoch, steps)
         return alike.view(steps, self.batch_size)[shuffled].flatten()
 
+    def _draw(self, step: int, admitted: Bool[Tensor, "samples"]) -> Int[Tensor, "batch_size"]:
+        order = epoch_order(self.seed ^ _CURRICULUM_STREAM, step, self.samples)
+        chosen = order[admitted[order]][: self.batch_size]
+        if len(chosen) < self.batch_size:
+            raise UnmaskError(
+                f"step {step}: the data's curriculum admits {len(chosen)} of {self.samples} samples, fewer than "
+                f"training.batch_size={self.batch_size}. Let it begin with more, or lower training.batch_size"
+            )
+        return chosen
+
     def _slice(self, step: int, micro: int, rank: int) -> slice:
-        begin = (step % self.steps_per_epoch) * self.batch_size + (micro * self.world + rank) * self.micro_batch
+        first = 0 if self.admitted is not None else (step % self.steps_per_epoch) * self.batch_size
+        begin = first + (micro * self.world + rank) * self.micro_batch
         return slice(begin, begin + self.micro_batch)
 
 

@@ -99,10 +99,14 @@ def open_corpus(
     documents = [(name, read(files, i)) for i, name in enumerate(files.names)]
     store = store_tokens(documents, tokenizer, [files.identity, identity], wrap)
     if not len(store):
-        problems = [*files.problems, *store.problems]
-        first = f": {problems[0].name}: {problems[0].reason}" if problems else ""
-        raise SourceError(f"{settings.source}: nothing in its {len(files.names)} files can be used{first}")
+        raise _nothing(settings.source, files, store.problems)
     return Corpus(files, store, _codes(store.ids, store.files.tolist(), files, settings))
+
+
+def _nothing(source: str, files: Files, problems: Sequence[Problem]) -> SourceError:
+    problems = [*files.problems, *problems]
+    first = f": {problems[0].name}: {problems[0].reason}" if problems else ""
+    return SourceError(f"{source}: nothing in its {len(files.names)} files can be used{first}")
 
 
 def _codes(ids: Tensor, owners: Iterable[int], files: Files, settings: CorpusSettings) -> Int8[Tensor, "documents"]:
@@ -183,10 +187,18 @@ def tokenizer_of(settings: CorpusSettings, read: Read, identity: Any) -> Tokeniz
 def training_texts(files: Files, read: Read, settings: CorpusSettings) -> Iterable[str]:
     """The texts of the training split: found as `open_corpus` finds it, before there are tokens."""
     every = range(len(files.names))
-    named = [(i, stable_id(d.name)) for i in every for d in read(files, i) if isinstance(d, Document)]
-    ids = torch.tensor([key for _, key in named], dtype=torch.int64)
+    found = [(i, item) for i in every for item in _named(read(files, i))]
+    named = [(i, key) for i, key in found if isinstance(key, int)]
+    if not named:
+        raise _nothing(settings.source, files, [item for _, item in found if isinstance(item, Problem)])
+    ids = torch.tensor([key for _, key in named])
     codes = iter(_codes(ids, [i for i, _ in named], files, settings).tolist())
     for index in every:
         for document in read(files, index):
             if isinstance(document, Document) and next(codes) == SPLITS["train"]:
                 yield from document.parts
+
+
+def _named(items: Iterable[Document | Problem]) -> Iterable[int | Problem]:
+    """The ids of documents, whose texts are let go, and what is wrong with the others."""
+    return (stable_id(item.name) if isinstance(item, Document) else item for item in items)

@@ -25,9 +25,11 @@ from unmask.language.data.token_store import TokenStore
 from unmask.language.data.vocabulary import Tokenizer, Vocabulary, known
 
 __all__ = [
-    "Settings", "TextBatch", "Texts", "collate", "for_networks", "keep", "kept", "open_split",
-    "preprocess", "resolve",
+    "Settings", "TextBatch", "Texts", "Wrap", "collate", "for_networks", "keep", "kept", "open_split",
+    "preprocess", "resolve", "wrapping",
 ]  # fmt: skip
+
+Wrap = Literal["both", "end", "none"]  # special tokens around a document
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Settings:
     next_token: bool = True
     unit: Unit = "file"
     text_field: str = "text"
-    wrap: Literal["both", "end", "none"] = "both"
+    wrap: Wrap = "both"
     val_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     vocabulary: Vocabulary | None = None
 
@@ -134,8 +136,9 @@ class Texts:
         """Tokens of the whole split."""
         return int(self._ends[-1])
 
-    def read(self, start: int, length: int) -> np.ndarray:
-        """`length` ids of the split's documents, from `start` on."""
+    def read(self, start: int, length: int, values: np.ndarray | None = None) -> np.ndarray:
+        """`length` ids of the split's documents from `start` on, or of other `values` that the store's tokens have."""
+        values = self._store.tokens if values is None else values
         pieces, document = [], int(np.searchsorted(self._ends, start, side="right"))
         while length:
             first, end = (
@@ -143,7 +146,7 @@ class Texts:
                 self._store.offsets[self._documents[document] + 1],
             )
             skip = start - int(self._ends[document] - (end - first))
-            piece = self._store.tokens[first + skip : min(first + skip + length, end)]
+            piece = values[first + skip : min(first + skip + length, end)]
             pieces.append(piece.astype(np.int64))
             start, length, document = start + len(piece), length - len(piece), document + 1
         return np.concatenate(pieces)
@@ -199,7 +202,9 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
         UnmaskError: there are none, or no tokenizer.
     """
     tokenizer, identity = tokenizer_of(settings), [settings.unit, settings.text_field]
-    every = open_corpus(settings, tokenizer, _documents(settings), identity, _wrap(settings, tokenizer.vocabulary))
+    every = open_corpus(
+        settings, tokenizer, _documents(settings), identity, wrapping(settings.wrap, tokenizer.vocabulary)
+    )
     chosen, width = every.members(split), settings.length + settings.next_token
     texts = Texts(every.store, chosen, width, every.problems, every.files.left)
     if not len(texts):
@@ -210,15 +215,15 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     return texts
 
 
-def _wrap(settings: Settings, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+def wrapping(wrap: Wrap, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     """The ids that go before and after every document."""
-    before = [vocabulary.bos] if vocabulary.bos is not None and settings.wrap == "both" else []
-    return before, [] if settings.wrap == "none" else [vocabulary.eos]
+    before = [vocabulary.bos] if vocabulary.bos is not None and wrap == "both" else []
+    return before, [] if wrap == "none" else [vocabulary.eos]
 
 
 def preprocess(samples: str | Sequence[str], settings: Settings) -> TextBatch:
     """One text or several as a batch, each with special tokens around it as a document has them."""
-    tokens, ids, valid = encoded(samples, settings, _wrap(settings, known(settings.vocabulary)))
+    tokens, ids, valid = encoded(samples, settings, wrapping(settings.wrap, known(settings.vocabulary)))
     return TextBatch(tokens, ids, torch.zeros(len(ids), dtype=torch.int64), valid)
 
 

@@ -16,27 +16,39 @@ from unmask.core.mask import Mask
 from unmask.core.method import Plan
 from unmask.language.data.vocabulary import known
 from unmask.language.evaluation.passes import batches_of
+from unmask.language.evaluation.scoring import masked_scores, perplexity
 
 ROWS = {"trained": "trained model", "random": "untrained model", "unigram": "frequencies of tokens"}
 NO_FINE_TUNING = "a language model is fine-tuned as it is trained: unmask train language/meap_sft --init RUN"
 _QUICK = 64  # blocks of each split in a quick evaluation
+_MASKED = 32  # blocks of each split where every token costs a pass of its block; 8 in a quick evaluation
 _COUNTED = 4096  # training blocks whose tokens give the frequencies
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """exp of the mean cross-entropy of every next token, with nothing hidden, on validation and test texts."""
-    splits = {name: job.open(name) for name in ("val", "test")}
-    if job.quick:
-        splits = {name: part.view(slice(_QUICK)) for name, part in splits.items()}
+    """exp of the mean cross-entropy of every token, given those before it, on validation and test texts.
+
+    A method whose ``predicts`` is ``masked`` is asked for every token given all others, one hidden at a time.
+    """
+    masked = _masked(job.run.method)
+    measured = _masked_perplexity if masked else _perplexity
+    most = (_MASKED // 4 if job.quick else _MASKED) if masked else (_QUICK if job.quick else None)
+    splits = {name: job.open(name).view(slice(most)) for name in ("val", "test")}
     rows = {
-        row: {"perplexity": {name: _perplexity(job, method, part) for name, part in splits.items()}}
+        row: {"perplexity": {name: measured(job, method, part) for name, part in splits.items()}}
         for row, method in job.methods.items()
     }
     if job.references:
         rows["unigram"] = {"perplexity": _unigram(job, splits)}
-    protocol = {"perplexity": "exp(mean over predicted tokens of -log p), blocks as in training, nothing hidden"}
+    how = "each hidden by itself, special ones left out" if masked else "nothing hidden"
+    protocol = {"perplexity": f"exp(mean over predicted tokens of -log p), blocks as in training, {how}"}
     sizes = {name: len(part) for name, part in splits.items()}
     return {"labelled": False, "splits": sizes, "rows": rows, "protocol": protocol}
+
+
+def _masked(method: Any) -> bool:
+    """Whether it is a masked language model that the method trains, as its attribute ``predicts`` says."""
+    return getattr(method, "predicts", "next") == "masked"
 
 
 def _plain(batch: Any, method: Any) -> Plan:
@@ -54,6 +66,13 @@ def _perplexity(job: Job, method: Any, part: Any) -> float:
     return math.exp(min(700.0, total / max(1.0, count)))
 
 
+def _masked_perplexity(job: Job, method: Any, part: Any) -> float:
+    """The masked language model that the method trains, on the tokens that are not special."""
+    vocabulary = known(job.run.recipe.data.vocabulary)
+    sentences = [tokens.tolist() for batch in batches_of(job, part) for tokens in batch.tokens]
+    return perplexity(masked_scores(method.model, sentences, mask=vocabulary.mask, special=vocabulary.special))
+
+
 def _unigram(job: Job, splits: dict[str, Any]) -> dict[str, float]:
     """The perplexity of the tokens' frequencies in the training split, each counted once more than it occurs."""
     counts = torch.ones(known(job.run.recipe.data.vocabulary).size, dtype=torch.float64)
@@ -69,9 +88,14 @@ def _unigram(job: Job, splits: dict[str, Any]) -> dict[str, float]:
 
 def _targets(job: Job, part: Any) -> Iterator[Tensor]:
     method: Any = job.run.method
+    special = torch.tensor(known(job.run.recipe.data.vocabulary).special)
     for batch in batches_of(job, part):
-        targets = method.target(batch, _plain(batch, method)).flatten().cpu()
-        yield targets[targets != IGNORE]
+        if _masked(method):
+            tokens = batch.tokens.flatten().cpu()
+            yield tokens[~torch.isin(tokens, special)]
+        else:
+            targets = method.target(batch, _plain(batch, method)).flatten().cpu()
+            yield targets[targets != IGNORE]
 
 
 def table(result: dict[str, Any]) -> str:
