@@ -75,7 +75,7 @@ class Position:
         return step // self.steps_per_epoch
 
     def visit(self, step: int) -> int:
-        """What tells visits of a sample apart: the epoch; with a curriculum, where it may come back sooner, the step."""
+        """What tells visits of a sample apart: the epoch; the step in a curriculum, where it may come back sooner."""
         return self.epoch(step) if self.admitted is None else step
 
     def clock(self, step: int) -> Clock:

@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
 def save_network(run: Path, out: Path) -> None:
     """Write a run's language model and its tokenizer as transformers reads them."""
     method: Any = load_run(run).method
-    method.model.save_pretrained(out)
+    save_model(method.model, out)
     for file in (run / "tokenizer").iterdir():
         shutil.copy(file, out / file.name)
 
