@@ -52,6 +52,18 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+class Changing(ToyMethod):
+    """One loss term in the first step, two from then on; it says their counts itself."""
+
+    def draw(self, batch: ToyBatch, clock: Clock, key: Key) -> Plan:
+        self.terms = 1 if clock.step == 0 else 2
+        return super().draw(batch, clock, key)
+
+    def counts(self, batch: ToyBatch, plan: Plan) -> dict[str, Tensor]:
+        both = {"hidden": plan.mask.hidden.sum(), "visible": plan.mask.visible.sum()}
+        return dict(list(both.items())[: self.terms])
+
+
 class Severed:
     """A batch whose worker is killed while it is on its way: reading it meets a broken connection."""
 
@@ -98,6 +110,17 @@ def train_on_ranks(out: Path, world: int, terms: int) -> None:
         samples.labels = samples.ids % 5  # type: ignore[attr-defined]
     run_toy(out, recipe, fabric=fabric, method=method, train=train, val=val)
     save_file(method.gradients, f"{out}-gradients-{fabric.global_rank}.safetensors")
+
+
+def test_terms_may_come_and_go_where_the_method_counts_them(tmp_path: Path) -> None:
+    runs = [
+        run_toy(tmp_path / str(micro), toy_recipe(steps=3, micro_batch=micro, log_every=1), method=Changing())
+        for micro in (2, 8)
+    ]
+    cut, whole = (lines(run) for run in runs)
+    for a, b in zip(cut[:3], whole[:3], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and ("visible" in a) == ("visible" in b)
+    assert ["visible" in line for line in whole[:3]] == [False, True, True]
 
 
 @pytest.mark.parametrize("terms", [1, 2])

@@ -54,7 +54,7 @@ from unmask.language.targets.known_words import VocabularyCurriculum
 CARD = {
     "title": "CLIMB - Curriculum Learning for Infant-inspired Model Building",
     "paper": "Diehl Martinez et al., BabyLM Challenge at CoNLL 2023, arXiv 2311.08886",
-    "summary": "masked words, easy ones first",
+    "summary": "15 % of the tokens; their ids, and parts of speech: frequent words and easy blocks first",
     "kind": "pretrain",
     "task": "language",
     "evidence": "part",

@@ -18,6 +18,7 @@ from unmask.core.training.checkpoint import load_run
 from unmask.core.training.loop import Launch
 from unmask.core.training.recipe import NetworkSource, Recipe, Schedule, as_dict, flatten
 from unmask.core.training.stages import Planned, Stage, run_stages
+from unmask.language.encoders.language_model import save_model
 
 _SFT, _NETWORK = "sft", "network"
 
