@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -133,11 +132,3 @@ def features(
 ) -> Features:
     """The last hidden states as features: one vector per token."""
     return Features(last_hidden(model, tokens, valid), (tokens.shape[1],), valid=valid)
-
-
-def save_model(model: Any, folder: Path) -> None:
-    """Write a model as transformers reads it, without its progress bar."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)

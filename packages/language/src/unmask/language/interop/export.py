@@ -8,7 +8,6 @@ from unmask.core.errors import UnmaskError
 from unmask.core.interop.export import Exported, Exporter
 from unmask.core.interop.model_card import model_card, origin
 from unmask.language.data.vocabulary import open_tokenizer
-from unmask.language.encoders.language_model import save_model
 
 _LOADING = """```python
 from transformers import AutoTokenizer, {auto}
@@ -20,10 +19,13 @@ Nothing is masked when the model is used. To go on training: `unmask train METHO
 
 
 def _write(exported: Exported, out: Path) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     model, tokenizer = exported.method.model, exported.run.recipe.data.tokenizer
     if tokenizer is None:
         raise UnmaskError(f"{exported.path}: the run has no tokenizer beside it ({exported.path}/tokenizer is missing)")
-    save_model(model, out)
+    model.save_pretrained(out)
     open_tokenizer(tokenizer).save(out)
 
 

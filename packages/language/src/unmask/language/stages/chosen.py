@@ -18,7 +18,6 @@ from unmask.core.training.checkpoint import load_run
 from unmask.core.training.loop import Launch
 from unmask.core.training.recipe import NetworkSource, Recipe, Schedule, as_dict, flatten
 from unmask.core.training.stages import Planned, Stage, run_stages
-from unmask.language.encoders.language_model import save_model
 
 _SFT, _NETWORK = "sft", "network"
 
@@ -79,8 +78,11 @@ def prepare(recipe: Recipe, folder: Path, launch: Launch) -> Recipe:
 
 def save_network(run: Path, out: Path) -> None:
     """Write a run's language model and its tokenizer as transformers reads them."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     method: Any = load_run(run).method
-    save_model(method.model, out)
+    method.model.save_pretrained(out)
     for file in (run / "tokenizer").iterdir():
         shutil.copy(file, out / file.name)
 
