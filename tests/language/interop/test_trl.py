@@ -82,3 +82,13 @@ def test_the_trainer(masks: MaskSettings, given: dict[str, Any]) -> None:
 def test_adapters_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(UnmaskError, match="trains whole models, not adapters"):
         SparsePOTrainer(model_of(), peft_config=object(), **given)
+
+
+@pytest.mark.parametrize("masks", [[[0, 0, 1, 1], [0, 1, 1, 1]], [[0, 0, 0, 0], [0, 0, 1, 1]]])
+def test_pairs_whose_prompts_were_cut_apart_are_refused(masks: list[list[int]]) -> None:
+    ones = torch.ones(2, 4, dtype=torch.long)
+    inputs = {"input_ids": ones, "attention_mask": ones, "completion_mask": torch.tensor(masks)}
+    with pytest.raises(UnmaskError, match="truncation_mode='keep_start'"):
+        batch_of(inputs)
+    inputs["completion_mask"] = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
+    assert batch_of(inputs).prompts.tolist() == [2]

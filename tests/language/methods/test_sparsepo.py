@@ -537,3 +537,17 @@ def test_checks_of_fine_tuning(batch: PreferenceBatch) -> None:
 
 def test_draw_is_nothing(batch: PreferenceBatch) -> None:
     assert learned().draw(batch, Clock(), Key.of(0, batch.ids)) is None
+
+
+def test_masks_of_a_network_for_short_texts() -> None:
+    """Dead initial masks are looked for on no more tokens than it sees."""
+    config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config)
+    method = SparsePO(model, copy.deepcopy(model), Settings())
+    method.masks.come_alive(method.reference)
+
+
+def test_masks_of_no_activations_are_refused() -> None:
+    overrides = {"model.masks.kind": "activations", "model.masks.activations": []}
+    with pytest.raises(UnmaskError, match="model.masks.activations"):
+        load_recipe("language/sparsepo", "tiny", overrides)

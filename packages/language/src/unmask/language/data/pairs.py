@@ -56,6 +56,12 @@ def made_pairs(passage: str, name: str) -> Iterator[tuple[str, str, str]]:
             yield " ".join(prompt), " " + " ".join(chosen), " " + " ".join(shuffled)
 
 
+NO_TEMPLATE = (
+    "the pairs are conversations (lists of messages), and the tokenizer has no chat template to write them as text. "
+    "Give a chat model's tokenizer with --set data.tokenizer=DIR, or prompt, chosen and rejected as text"
+)
+
+
 def are_conversations(files: Files) -> bool:
     """Whether the first record that has all fields holds lists of messages, not texts: one source holds one of both."""
     for index, name in enumerate(files.names):
@@ -123,8 +129,5 @@ def _wrong(message: Any, template: Tokenizer) -> str:
 
 def _render(template: Tokenizer, messages: list[Any], goes_on: bool) -> str:
     if not getattr(template.fast, "chat_template", None):
-        raise TokenizerError(
-            "the pairs are conversations (lists of messages), and the tokenizer has no chat template to write them as "
-            "text. Give a chat model's tokenizer with --set data.tokenizer=DIR, or prompt, chosen and rejected as text"
-        )
+        raise TokenizerError(NO_TEMPLATE)
     return str(template.fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=goes_on))

@@ -31,9 +31,9 @@ from unmask.core.randomness import stable_id
 from unmask.language.data import corpus
 from unmask.language.data.corpus import Corpus, encoded, for_networks, kept, open_corpus
 from unmask.language.data.documents import RECORDS, Document
-from unmask.language.data.pairs import FIELDS, are_conversations, read_pairs
+from unmask.language.data.pairs import FIELDS, NO_TEMPLATE, are_conversations, read_pairs
 from unmask.language.data.sources import Files, find_files
-from unmask.language.data.vocabulary import Tokenizer, Vocabulary, known
+from unmask.language.data.vocabulary import Tokenizer, TokenizerError, Vocabulary, known
 
 __all__ = [
     "PreferenceBatch", "Preferences", "Settings", "collate", "for_networks", "keep", "kept", "open_split",
@@ -205,6 +205,7 @@ def _read_texts(files: Files, index: int) -> Iterator[Document | Problem]:
 
 def resolve(settings: Settings) -> Settings:
     """The settings with the tokenizer's ids filled in; a tokenizer is trained where none is given."""
+    _check_template(settings)
     return corpus.resolve(settings, _read_texts, "preferences")
 
 
@@ -215,7 +216,14 @@ def keep(settings: Settings, folder: Path) -> None:
 
 def tokenizer_of(settings: Settings) -> Tokenizer:
     """The tokenizer that the settings name, or one trained on the training split and kept in the cache."""
+    _check_template(settings)
     return corpus.tokenizer_of(settings, _read_texts, "preferences")
+
+
+def _check_template(settings: Settings) -> None:
+    """Raise a TokenizerError for conversations without a tokenizer: one that is trained here has no chat template."""
+    if settings.tokenizer is None and are_conversations(find_files(settings.source)):
+        raise TokenizerError(NO_TEMPLATE)
 
 
 def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool = False) -> Preferences:

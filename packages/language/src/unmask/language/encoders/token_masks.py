@@ -40,7 +40,7 @@ class MaskSettings:
     kind: Literal["learned", "activations", "none"] = "learned"
     common: bool = True
     on: tuple[Literal["reward", "divergence"], ...] = ("reward", "divergence")
-    activations: tuple[str, ...] = ("mlp", "attention", "residual", "logits")
+    activations: Annotated[tuple[str, ...], Field(min_length=1)] = ("mlp", "attention", "residual", "logits")
     reward_l1: Annotated[float, Field(ge=0)] = 0.0
     divergence_l1: Annotated[float, Field(ge=0)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -179,7 +179,8 @@ class TokenMasks(nn.Module):
         weight: Tensor = reference.module.get_input_embeddings().weight  # type: ignore[operator]
         if weight.is_meta or not self.learned:
             return
-        tokens = torch.randint(weight.shape[0], (4, 32), device=weight.device)
+        length = min(32, getattr(reference.module.config, "max_position_embeddings", None) or 32)
+        tokens = torch.randint(weight.shape[0], (4, length), device=weight.device)
         seen = self.look(reference, tokens, torch.arange(tokens.numel(), device=weight.device))
         for mask in self.learned.values():
             assert isinstance(mask, LearnedMask)

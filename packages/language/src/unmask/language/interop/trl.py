@@ -77,10 +77,20 @@ class SparsePOTrainer(DPOTrainer):
 
 
 def batch_of(inputs: dict[str, Tensor]) -> PreferenceBatch:
-    """TRL's batch, all chosen responses before all rejected ones, as one of ours."""
+    """TRL's batch, all chosen responses before all rejected ones, as one of ours.
+
+    Raises:
+        UnmaskError: the two rows of a pair do not have one prompt in front, or a response is empty.
+    """
     paired = {
         name: torch.stack(inputs[name].chunk(2), 1) for name in ("input_ids", "attention_mask", "completion_mask")
     }
     prompts = paired["completion_mask"][:, 0].argmax(-1)
     ids = torch.arange(len(prompts), device=prompts.device)
-    return PreferenceBatch(paired["input_ids"], prompts, paired["attention_mask"].sum(-1), ids)
+    batch = PreferenceBatch(paired["input_ids"], prompts, paired["attention_mask"].sum(-1), ids)
+    if not torch.equal(batch.response, paired["completion_mask"].bool()):
+        raise UnmaskError(
+            "the prompts of a pair differ in length, or a response is empty: set truncation_mode='keep_start' or "
+            "max_length=None in DPOConfig, and pad on the right"
+        )
+    return batch
