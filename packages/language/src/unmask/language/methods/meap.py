@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -116,7 +116,7 @@ class MEAP(nn.Module):
     def __init__(self, model: Any, vocabulary: Vocabulary, settings: Settings, length: int) -> None:
         super().__init__()
         self.model, self.settings, self.length, self.mask_id = model, settings, length, vocabulary.mask
-        self.count = max(1, int(length * settings.ratio)) if settings.ratio else 0
+        self.count = hidden_count(length, settings.ratio)
         self.head = output_layer(model, settings.chunk)
         self.register_buffer("special", torch.tensor(vocabulary.special), persistent=False)
 
@@ -131,16 +131,11 @@ class MEAP(nn.Module):
     def draw(self, batch: TextBatch, clock: Clock, key: Key) -> Plan:
         """Choose the input tokens that are hidden (section 3.1)."""
         tokens = batch.tokens[:, : self.length]
-        hidden = torch.zeros_like(tokens, dtype=torch.bool)
         if self.settings.share_positions and self.count:
+            hidden = torch.zeros_like(tokens, dtype=torch.bool)
             hidden[:, shared_positions(clock.step, self.length, self.count)] = True
-        elif self.count:
-            order = key.stream("mask").uniform(self.length)  # [batch, length]
-            order[:, -1] = 2.0
-            if self.settings.keep_special:
-                order = order.masked_fill(torch.isin(tokens, self.special), 2.0)
-            lowest = order.topk(self.count, dim=1, largest=False)
-            hidden.scatter_(1, lowest.indices, lowest.values < 2.0)
+        else:
+            hidden = draw_hidden(tokens, self.count, key, self.special if self.settings.keep_special else None)
         return Plan(Mask.from_hidden(hidden))
 
     def predict(self, batch: TextBatch, plan: Plan) -> Float[Tensor, "batch length vocabulary"]:
@@ -164,6 +159,26 @@ class MEAP(nn.Module):
     def encode(self, batch: TextBatch) -> Features:
         """Hidden states of whole texts: nothing is masked, whatever the mode."""
         return features(self.model, batch.tokens[:, : self.length], batch.valid)
+
+
+def hidden_count(length: int, ratio: float) -> int:
+    """How many of `length` input tokens are hidden: one at least, unless the ratio is 0."""
+    return max(1, int(length * ratio)) if ratio else 0
+
+
+def draw_hidden(
+    tokens: Int[Tensor, "batch length"], count: int, key: Key, kept: Int[Tensor, "special"] | None = None
+) -> Bool[Tensor, "batch length"]:
+    """Draw `count` input tokens of every sample, never the last, nor an id of `kept`; fewer where there are fewer."""
+    hidden = torch.zeros_like(tokens, dtype=torch.bool)
+    if not count:
+        return hidden
+    order = key.stream("mask").uniform(tokens.shape[1])  # [batch, length]
+    order[:, -1] = 2.0
+    if kept is not None:
+        order = order.masked_fill(torch.isin(tokens, kept), 2.0)
+    lowest = order.topk(count, dim=1, largest=False)
+    return hidden.scatter_(1, lowest.indices, lowest.values < 2.0)
 
 
 def shared_positions(step: int, length: int, count: int) -> list[int]:

@@ -100,29 +100,15 @@ class MEAPFineTuning(nn.Module):
 
     def draw(self, batch: ChatBatch, clock: Clock, key: Key) -> Plan:
         """Choose the tokens of the answers that the second rows hide; none where there is no second row."""
-        if self.settings.static:
-            key = Key.of(0, batch.ids).stream("plan")
-        where = self._answers(batch)  # [batch, length]
-        count = torch.where(where.any(1), (where.sum(1) * self.settings.ratio).int().clamp(min=1), 0)
-        order = key.stream("mask").uniform(where.shape[1]).masked_fill(~where, 2.0).argsort(1).argsort(1)
-        hidden = (order < count[:, None]) & where
-        return Plan(Mask.from_hidden(hidden & (self.settings.ratio > 0), batch.valid))
-
-    def _answers(self, batch: ChatBatch) -> Bool[Tensor, "batch length"]:
-        """The answers' tokens that may be hidden: all but the one that ends the row, where the answer is long."""
-        position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-        inside = (position >= batch.prompts[:, None]) & (position < batch.lengths[:, None] - 1)
-        return inside & (batch.answers > self.settings.longer_than)[:, None]
+        return Plan(Mask.from_hidden(draw_hidden(batch, self.settings, key), batch.valid))
 
     def inputs(self, batch: ChatBatch, plan: Plan) -> Int[Tensor, "rows length"]:
         """The rows as they are, then those with the mask token where they hide."""
-        return torch.cat([batch.tokens, batch.tokens.masked_fill(plan.mask.hidden, self.vocabulary.mask)])
+        return input_rows(batch, plan.mask.hidden, self.vocabulary.mask)
 
     def target(self, batch: ChatBatch, plan: Plan) -> Int[Tensor, "rows length"]:
         """The answers' tokens, then the hidden ones; -100 elsewhere, and for second rows that hide nothing."""
-        position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-        answer = (position >= batch.prompts[:, None]) & batch.valid
-        return torch.cat([batch.tokens, batch.tokens]).masked_fill(~torch.cat([answer, plan.mask.hidden]), IGNORE)
+        return label_rows(batch, plan.mask.hidden)
 
     def predict(self, batch: ChatBatch, plan: Plan) -> Float[Tensor, "batch positions vocabulary"]:
         """Scores of every next token in the second rows."""
@@ -139,3 +125,32 @@ class MEAPFineTuning(nn.Module):
     def encode(self, batch: ChatBatch) -> Features:
         """Hidden states of whole rows: nothing is masked, whatever the mode."""
         return features(self.model, batch.tokens, batch.valid)
+
+
+def draw_hidden(batch: ChatBatch, settings: Settings, key: Key) -> Bool[Tensor, "batch length"]:
+    """Draw the tokens of the answers that the second rows hide; none where there is no second row."""
+    if settings.static:
+        key = Key.of(0, batch.ids).stream("plan")
+    where = _answers(batch, settings.longer_than)  # [batch, length]
+    count = torch.where(where.any(1), (where.sum(1) * settings.ratio).int().clamp(min=1), 0)
+    order = key.stream("mask").uniform(where.shape[1]).masked_fill(~where, 2.0).argsort(1).argsort(1)
+    return (order < count[:, None]) & where & (settings.ratio > 0)
+
+
+def _answers(batch: ChatBatch, longer_than: int) -> Bool[Tensor, "batch length"]:
+    """The answers' tokens that may be hidden: all but the one that ends the row, where the answer is long."""
+    position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    inside = (position >= batch.prompts[:, None]) & (position < batch.lengths[:, None] - 1)
+    return inside & (batch.answers > longer_than)[:, None]
+
+
+def input_rows(batch: ChatBatch, hidden: Bool[Tensor, "batch length"], mask_id: int) -> Int[Tensor, "rows length"]:
+    """All first rows, as they are, then all second rows, with the mask token where they hide."""
+    return torch.cat([batch.tokens, batch.tokens.masked_fill(hidden, mask_id)])
+
+
+def label_rows(batch: ChatBatch, hidden: Bool[Tensor, "batch length"]) -> Int[Tensor, "rows length"]:
+    """What `input_rows` are asked for: the answers, then the hidden tokens; -100 elsewhere."""
+    position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    answer = (position >= batch.prompts[:, None]) & batch.valid
+    return torch.cat([batch.tokens, batch.tokens]).masked_fill(~torch.cat([answer, hidden]), IGNORE)
