@@ -45,6 +45,7 @@ def test_perplexities(run: Path) -> None:
     assert "perplexity, validation" in table(result) and "frequencies of tokens" in table(result)
     page = write_report(run).read_text(encoding="utf-8")
     assert "What was hidden" in page and "[MASK]" in page and "answered by" in page and "Test perplexity" in page
+    assert '<div class="prose">' in page and "what the model saw, and answered</th>" in page, "texts break into lines"
 
 
 def test_an_export_is_the_model_and_its_tokenizer(run: Path, tmp_path: Path) -> None:

@@ -51,13 +51,19 @@ class Probes:
 
 @dataclass(frozen=True)
 class Section:
-    """A domain's own part of the page: a table as in `Probes`, plots, and a sentence or two."""
+    """A domain's own part of the page: a table as in `Probes`, plots, and a sentence or two.
+
+    Args:
+        columns: heads of all columns, of the rows' names too.
+        prose: cells are sentences, which break into lines, rather than numbers.
+    """
 
     title: str
     note: str
     columns: list[str] = field(default_factory=list)
     rows: Rows = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    prose: bool = False
 
 
 @dataclass(frozen=True)

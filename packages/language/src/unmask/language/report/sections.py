@@ -60,7 +60,8 @@ def sections(run: RunFacts) -> list[Section]:
     with torch.no_grad():
         rows = _answers(shown, open_tokenizer(source))
     note = "A text as the model sees it; below it hidden tokens with their true text and the model's most likely one."
-    return [Section("What was hidden, and what the model answered", note, ["text, or answer"], rows)] if rows else []
+    title, columns = "What was hidden, and what the model answered", ["text", "what the model saw, and answered"]
+    return [Section(title, note, columns, rows, prose=True)] if rows else []
 
 
 def _answers(shown: Shown, tokenizer: Tokenizer) -> Rows:
