@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from unmask.core.errors import UnmaskError
 from unmask.core.evaluation.embedding import embed
+from unmask.core.evaluation.finetune import finetune, load_classifier
 from unmask.core.evaluation.run import evaluate, table
 from unmask.core.report.page import write_report
 from unmask.core.training.loop import train
@@ -46,6 +48,13 @@ def test_perplexities(run: Path) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     assert "What was hidden" in page and "[MASK]" in page and "answered by" in page and "Test perplexity" in page
     assert '<div class="prose">' in page and "what the model saw, and answered</th>" in page, "texts break into lines"
+
+
+def test_a_classifier_is_refused_with_another_way(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnmaskError, match="train language/meap_sft --init RUN --data CHATS.jsonl --out TUNED"):
+        finetune(run, str(tmp_path), tmp_path / "out")
+    with pytest.raises(UnmaskError, match="get no classifier here"):
+        load_classifier(run)
 
 
 def test_an_export_is_the_model_and_its_tokenizer(run: Path, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def finetune(
     """
     run, out = load_run(run_dir), Path(out)
     run_dir = Path(run_dir).expanduser().resolve()  # with the data, what a resume in another folder has to find
-    _check_allowed(run)
+    _check_allowed(run.recipe.method)
     source = encoding_of(run.recipe.method).settings(run.recipe.data, data)
     source = source if data is None else registry.data_kind(run.recipe.method).resolve(source)
     splits = _labelled(run, source, labels, seed)
@@ -298,8 +298,8 @@ def _run(
     return json.loads(json.dumps(result))
 
 
-def _check_allowed(run: LoadedRun) -> None:
-    refusal = getattr(registry.task(run.recipe.method), "NO_FINE_TUNING", None)
+def _check_allowed(method: str) -> None:
+    refusal = getattr(registry.task(method), "NO_FINE_TUNING", None)
     if refusal is not None:
         raise UnmaskError(refusal)
 
@@ -335,6 +335,8 @@ def load_tuned(out: str | Path, device: str | torch.device = "cpu") -> LoadedRun
     path = Path(out) / "recipe.yaml"
     recipe = make_recipe(read_yaml(path), source=str(path), try_build=False) if path.is_file() else None
     if recipe is None or recipe.finetune is None:
+        if recipe is not None:
+            _check_allowed(recipe.method)  # rather than send to a command that refuses
         run = "RUN" if recipe is None else str(out)
         raise UnmaskError(
             f"{out} holds no fine-tuned classifier; make one with: unmask finetune {run} --data LABELLED --out "

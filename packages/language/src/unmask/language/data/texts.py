@@ -208,9 +208,10 @@ def open_split(settings: Settings, split: Split, *, seed: int = 0, augment: bool
     chosen, width = every.members(split), settings.length + settings.next_token
     texts = Texts(every.store, chosen, width, every.problems, every.files.left)
     if not len(texts):
+        share = "" if split == "train" else ", or a larger data.val_share"
         raise SourceError(
             f"{settings.source} has no {split} text: its {len(chosen)} documents of {len(every.store)} fill no block "
-            f"of {width} tokens. Give more text, a smaller data.length, or a larger data.val_share"
+            f"of {width} tokens. Give more text, a smaller data.length{share}"
         )
     return texts
 

@@ -13,6 +13,7 @@ from unmask.core.errors import UnmaskError
 from unmask.core.method import Features
 from unmask.core.networks import Network
 from unmask.language.data.vocabulary import Vocabulary
+from unmask.language.encoders.class_head import freeze_unused_bias
 
 Head = Literal["causal", "masked"]
 _ENDING = {"causal": "ForCausalLM", "masked": "ForMaskedLM"}
@@ -51,14 +52,37 @@ def language_model(
         UnmaskError: no such architecture, a wrong key, a network without such a head, or one for shorter texts.
     """
     model = _random(settings, vocabulary, head) if network is None else _given(network, head)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and longest < length:
+    longest, taken = getattr(model.config, "max_position_embeddings", None), _positions_taken(model, vocabulary)
+    if isinstance(longest, int) and longest < length + taken:
         raise UnmaskError(
-            f"model: {type(model).__name__} sees {longest} tokens at most, and data.length is {length}; lower that, or "
-            "raise max_position_embeddings"
+            f"model: {type(model).__name__} sees {longest - taken} tokens at most, and data.length is {length}; lower "
+            f"that, or raise max_position_embeddings to {length + taken}"
         )
+    embedding = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) == vocabulary.eos:  # a real token here, which has to learn
+        embedding.padding_idx = None
     grow_embeddings(model, vocabulary.size)
+    if head == "masked":
+        freeze_unused_bias(model)
     return model
+
+
+def _positions_taken(model: Any, vocabulary: Vocabulary) -> int:
+    """Positions that no token can have: RoBERTa and its like count from the pad token's id on.
+
+    Raises:
+        UnmaskError: and the pad token ends texts, too, so that their positions would be wrong.
+    """
+    embeddings: Any = getattr(model.base_model, "embeddings", None)
+    if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return 0
+    pad = embeddings.padding_idx
+    if pad is None or pad == vocabulary.eos:
+        raise UnmaskError(
+            f"model: {type(model).__name__} counts positions from its pad token, and the tokenizer has no own "
+            "one. Give another with --set data.tokenizer=DIR, or another model.architecture"
+        )
+    return int(pad) + 1
 
 
 def _random(settings: ModelSettings, vocabulary: Vocabulary, head: Head) -> Any:
@@ -79,7 +103,7 @@ def _random(settings: ModelSettings, vocabulary: Vocabulary, head: Head) -> Any:
         "vocab_size": vocabulary.size,
         "bos_token_id": vocabulary.bos,
         "eos_token_id": vocabulary.eos,
-        "pad_token_id": vocabulary.pad,
+        "pad_token_id": None if vocabulary.pad == vocabulary.eos else vocabulary.pad,  # or its row would never learn
     }
     config = transformers.AutoConfig.for_model(settings.architecture, **{**ids, **settings.config})
     try:

@@ -19,7 +19,11 @@ from unmask.language.evaluation.passes import batches_of
 from unmask.language.evaluation.scoring import masked_scores, perplexity
 
 ROWS = {"trained": "trained model", "random": "untrained model", "unigram": "frequencies of tokens"}
-NO_FINE_TUNING = "a language model is fine-tuned as it is trained: unmask train language/meap_sft --init RUN"
+NO_FINE_TUNING = (
+    "language models get no classifier here. To tune a causal one on prompts and answers: unmask train "
+    "language/meap_sft --init RUN --data CHATS.jsonl --out TUNED. For any other tuning: unmask export RUN --out DIR, "
+    "which transformers opens"
+)
 _QUICK = 64  # blocks of each split in a quick evaluation
 _MASKED = 32  # blocks of each split where every token costs a pass of its block; 8 in a quick evaluation
 _COUNTED = 4096  # training blocks whose tokens give the frequencies

@@ -17,7 +17,10 @@ from unmask.language.encoders.language_model import last_hidden
 from unmask.language.evaluation.passes import batches_of
 
 ROWS = {"trained": "policy", "reference": "reference"}
-NO_FINE_TUNING = "a policy is trained by the method itself: unmask train language/sparsepo"
+NO_FINE_TUNING = (
+    "policies get no classifier here. To tune one on more preferences: unmask train language/sparsepo --init RUN "
+    "--data PREFERENCES.jsonl --out TUNED. For any other tuning: unmask export RUN --out DIR, which transformers opens"
+)
 _QUICK = 64  # pairs of each split in a quick evaluation
 
 

@@ -34,6 +34,10 @@ from unmask.language.data.vocabulary import Tokenizer, begins_word, known
 from unmask.language.evaluation.bm25 import bm25
 from unmask.language.evaluation.ranking import Qrels, Run, mean_ndcg, mrr, read_qrels, read_texts
 
+NO_FINE_TUNING = (
+    "re-rankers get no classifier here. To tune one on judged documents: unmask export RUN --out DIR, which "
+    "transformers opens as BertForSequenceClassification"
+)
 ROWS = {
     "trained": "trained model",
     "random": "untrained model",

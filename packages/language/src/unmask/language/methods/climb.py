@@ -46,7 +46,7 @@ from unmask.language.data.tagged_texts import Settings as DataSettings
 from unmask.language.data.tagged_texts import TaggedBatch
 from unmask.language.data.vocabulary import Vocabulary, known
 from unmask.language.data.word_classes import CLASSES, NUMBER, UNKNOWN
-from unmask.language.encoders.class_head import ClassHead, freeze_unused_bias, init_head
+from unmask.language.encoders.class_head import ClassHead, init_head
 from unmask.language.encoders.language_model import ModelSettings, features, language_model, last_hidden
 from unmask.language.encoders.masked_head import masked_head
 from unmask.language.targets.known_words import VocabularyCurriculum
@@ -131,7 +131,6 @@ def build(settings: Settings, data: DataSettings, networks: Mapping[str, Network
     model = language_model(network, vocabulary, "masked", data.length, given)
     if given is None:
         init_head(model)
-    freeze_unused_bias(model)
     return CLIMB(model, vocabulary, settings, data.length)
 
 

@@ -10,7 +10,7 @@ Where the released code differs from the paper or leaves a choice, this file doe
   and repeats 51 patterns, though the paper says "random"; ``share_positions`` does that, position by position.
 * The count is exact, ``max(1, int(length * ratio))``, and the last input position is never hidden, as released.
 * `keep_special` leaves the tokenizer's special tokens alone; off as released, where a document's first token may be
-  hidden. A sample with fewer ordinary tokens than the count hides all of them but one.
+  hidden. A sample with fewer ordinary tokens than the count hides all of them.
 * All parameters decay, norms included, as released. Random weights of Llama-like models are drawn as released: normal,
   deviation sqrt(2 / (5 dim)), and 1 / (sqrt(dim) layers) for the layers that write into the residual stream. Other
   architectures keep the initialisation of transformers.
@@ -81,6 +81,8 @@ def build(settings: Settings, data: DataSettings, networks: Mapping[str, Network
     """The model that a recipe describes."""
     if not data.next_token:
         raise ValueError("data.next_token: MEAP predicts the next token; set it to true")
+    if settings.share_positions and settings.keep_special:
+        raise ValueError("keep_special: shared positions fall on any token; set share_positions to false")
     vocabulary, given = known(data.vocabulary), networks.get("model")
     model = language_model(settings.network, vocabulary, "causal", data.length, given)
     if given is None:

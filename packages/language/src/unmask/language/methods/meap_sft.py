@@ -132,7 +132,7 @@ def draw_hidden(batch: ChatBatch, settings: Settings, key: Key) -> Bool[Tensor, 
     if settings.static:
         key = Key.of(0, batch.ids).stream("plan")
     where = _answers(batch, settings.longer_than)  # [batch, length]
-    count = torch.where(where.any(1), (where.sum(1) * settings.ratio).int().clamp(min=1), 0)
+    count = torch.where(where.any(1), (where.sum(1).double() * settings.ratio).int().clamp(min=1), 0)
     order = key.stream("mask").uniform(where.shape[1]).masked_fill(~where, 2.0).argsort(1).argsort(1)
     return (order < count[:, None]) & where & (settings.ratio > 0)
 
