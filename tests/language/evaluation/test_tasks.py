@@ -51,9 +51,9 @@ def test_perplexities(run: Path) -> None:
 
 
 def test_a_classifier_is_refused_with_another_way(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnmaskError, match="train language/meap_sft --init RUN --data CHATS.jsonl --out TUNED"):
+    with pytest.raises(UnmaskError, match="train language/meap_sft --network model=DIR"):
         finetune(run, str(tmp_path), tmp_path / "out")
-    with pytest.raises(UnmaskError, match="get no classifier here"):
+    with pytest.raises(UnmaskError, match="no classifier is put on a language model"):
         load_classifier(run)
 
 
@@ -92,3 +92,4 @@ def test_preferences(tmp_path: Path) -> None:
     assert trained["kl"] >= 0 and 0 <= trained["preferred"] <= 1 and 0 <= trained["likelier"] <= 1
     assert abs(trained["likelier"] - reference["likelier"]) < 0.5 and set(reference) == {"likelier"}
     assert "chosen likelier" in table(result)
+    assert write_report(tmp_path / "run").is_file(), "an evaluation of another task is no obstacle"

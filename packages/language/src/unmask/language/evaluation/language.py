@@ -20,9 +20,9 @@ from unmask.language.evaluation.scoring import masked_scores, perplexity
 
 ROWS = {"trained": "trained model", "random": "untrained model", "unigram": "frequencies of tokens"}
 NO_FINE_TUNING = (
-    "language models get no classifier here. To tune a causal one on prompts and answers: unmask train "
-    "language/meap_sft --init RUN --data CHATS.jsonl --out TUNED. For any other tuning: unmask export RUN --out DIR, "
-    "which transformers opens"
+    "no classifier is put on a language model. Export it with `unmask export RUN --out DIR`; transformers opens DIR, "
+    "and a causal model is tuned on prompts and answers with `unmask train language/meap_sft --network model=DIR "
+    "--data CHATS.jsonl --out TUNED`"
 )
 _QUICK = 64  # blocks of each split in a quick evaluation
 _MASKED = 32  # blocks of each split where every token costs a pass of its block; 8 in a quick evaluation

@@ -18,8 +18,9 @@ from unmask.language.evaluation.passes import batches_of
 
 ROWS = {"trained": "policy", "reference": "reference"}
 NO_FINE_TUNING = (
-    "policies get no classifier here. To tune one on more preferences: unmask train language/sparsepo --init RUN "
-    "--data PREFERENCES.jsonl --out TUNED. For any other tuning: unmask export RUN --out DIR, which transformers opens"
+    "no classifier is put on a policy. Export it with `unmask export RUN --out DIR`; transformers opens DIR, and it "
+    "is tuned on more preferences with `unmask train language/sparsepo --network model=DIR --data PREFERENCES.jsonl "
+    "--out TUNED`"
 )
 _QUICK = 64  # pairs of each split in a quick evaluation
 

@@ -35,8 +35,8 @@ from unmask.language.evaluation.bm25 import bm25
 from unmask.language.evaluation.ranking import Qrels, Run, mean_ndcg, mrr, read_qrels, read_texts
 
 NO_FINE_TUNING = (
-    "re-rankers get no classifier here. To tune one on judged documents: unmask export RUN --out DIR, which "
-    "transformers opens as BertForSequenceClassification"
+    "no classifier is put on a re-ranker. Export it with `unmask export RUN --out DIR`; transformers opens DIR as "
+    "BertForSequenceClassification, with a new head to be trained on judged documents"
 )
 ROWS = {
     "trained": "trained model",

@@ -26,10 +26,10 @@ def draw_pictures(run: RunFacts) -> Pictures:
 
 
 def probes(run: RunFacts) -> Probes | None:
-    """Perplexities, once there is an evaluation."""
-    if run.evaluation is None:
-        return None
+    """Perplexities, once there is an evaluation of the task ``language``."""
     found = run.evaluation
+    if found is None or "perplexity" not in found["rows"]["trained"]:  # other tasks have only their table, as text
+        return None
     splits = {"val": "perplexity, validation", "test": "test"}
     values = {name: row["perplexity"] for name, row in found["rows"].items()}
     best = {split: min(row[split] for row in values.values()) for split in splits}
