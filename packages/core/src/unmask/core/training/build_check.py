@@ -25,7 +25,7 @@ def build_problems(module: types.ModuleType, recipe: Any) -> list[str]:
     except ValueError as error:
         return [f"model: {error}"]
     except (NotImplementedError, RuntimeError):
-        pass  # some layers cannot be made without memory; the real build comes later and speaks for itself
+        pass  # layers that need memory, or data that are not opened yet: the real build comes later, and speaks then
     return []
 
 

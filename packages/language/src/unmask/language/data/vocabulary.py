@@ -163,10 +163,11 @@ def known(vocabulary: Vocabulary | None) -> Vocabulary:
     """The vocabulary that data settings were filled in with.
 
     Raises:
-        NotImplementedError: they were not yet; whoever tries a build before that passes it over.
+        RuntimeError: the data have not been opened yet. A recipe is checked before that, and its model is then built
+            when they are.
     """
     if vocabulary is None:
-        raise NotImplementedError("data.vocabulary is filled in when the data are opened")
+        raise RuntimeError("data.vocabulary is filled in when the data are opened")
     return vocabulary
 
 

@@ -60,7 +60,7 @@ class Settings:
         network: the language model, where none is given with ``--network model=DIR``.
         ratio: share of an answer's tokens that its second row hides, in [0, 1); 0 is plain fine-tuning.
         longer_than: tokens; only answers of more get a second row.
-        static: hide the same tokens at every visit.
+        static: hide the same tokens at every visit, whatever the run's seed.
         chunk: tokens whose scores over the vocabulary exist at a time.
     """
 
