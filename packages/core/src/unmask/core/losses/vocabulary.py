@@ -84,7 +84,7 @@ def linear_cross_entropy(
     targets: Int[Tensor, "tokens"],
     bias: Float[Tensor, "vocabulary"] | None = None,
     *,
-    chunk: int = 1024,
+    chunk: int = 256,
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> Float[Tensor, ""]:

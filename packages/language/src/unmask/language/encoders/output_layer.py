@@ -28,7 +28,7 @@ class OutputLayer:
 
     scale: float = 1.0
     softcap: float | None = None
-    chunk: int = 1024
+    chunk: int = 256
 
     def loss(self, model: Any, hidden: Float[Tensor, "*lead dim"], targets: Int[Tensor, "*lead"]) -> Float[Tensor, ""]:
         """The sum of the cross-entropies at `targets` (-100 = not counted); see `linear_cross_entropy`."""
@@ -45,7 +45,7 @@ class OutputLayer:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
-def output_layer(model: Any, chunk: int = 1024) -> OutputLayer:
+def output_layer(model: Any, chunk: int = 256) -> OutputLayer:
     """What a model's configuration says of its scores, held against the loss that the model itself computes.
 
     Args:

@@ -74,7 +74,7 @@ class Settings:
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.15
     share_positions: bool = False
     keep_special: bool = False
-    chunk: Annotated[int, Field(ge=1)] = 1024
+    chunk: Annotated[int, Field(ge=1)] = 256
 
 
 def build(settings: Settings, data: DataSettings, networks: Mapping[str, Network]) -> MEAP:

@@ -68,7 +68,7 @@ class Settings:
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.10
     longer_than: Annotated[int, Field(ge=0)] = 50
     static: bool = False
-    chunk: Annotated[int, Field(ge=1)] = 1024
+    chunk: Annotated[int, Field(ge=1)] = 256
 
 
 def build(settings: Settings, data: DataSettings, networks: Mapping[str, Network]) -> MEAPFineTuning:
